@@ -1,0 +1,44 @@
+"""Who may run now: the contract of the queue in front of the engine; `queue.py` fulfils it.
+
+Knows nothing of HTTP, of prompts or of answers: a ticket is a person and a size.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    person: str  # whose turn in the round it uses; a person's ten keys are one person
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    position: int  # 1 is next; 0 says the seat is given
+    eta_seconds: float | None  # None while nothing is known, e.g. before the first answer
+
+
+class Place(Protocol):
+    """One request's place in line, later its seat. Whoever got it releases it, in every case."""
+
+    def changes(self) -> AsyncIterator[Waiting]:
+        """Each change of place, at most one a second, the first at once; ends when the seat is given, after a last
+        `Waiting(0, 0.0)`. A seat free at once gives just that one."""
+        ...
+
+    async def release(self, tokens: int = 0) -> None:
+        """Leave the line or give the seat back; `tokens` were really produced. Safe to repeat."""
+        ...
+
+
+class Admission(Protocol):
+    async def check(self, ticket: Ticket) -> None:
+        """Read only: raises Busy when the person's line or the estimated wait is too long already."""
+        ...
+
+    async def enqueue(self, ticket: Ticket) -> Place:
+        """Take a place: instant. Raises Busy as `check`, Draining while the gateway stops."""
+        ...

@@ -1,0 +1,205 @@
+"""What was said: conversations, responses and their items, kept per person.
+
+The types and the contract stand here; `store.py` fulfils it on Redis. Knows nothing of HTTP, of the engine or of
+how an item looks inside: an item is a JSON object in the Responses API's shape, kept and given back unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a conversation. `id` is `<prefix>_<shelf><number>`; `body` is the API object without its id."""
+
+    id: str
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    id: str
+    created_at: int  # Unix seconds
+    updated_at: int
+    version: int  # grows by one with every change of items or metadata
+    metadata: Mapping[str, str]
+    running: str | None  # id of the response being written, if any
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Everything a turn writes before it may wait for the engine.
+
+    `turn` is the response id, chosen by the caller; `request` the caller's record of what was asked, opaque here.
+    `key` with `digest` make a repeated post attach to the first one; `key_seconds` is how long it is remembered.
+    """
+
+    owner: str
+    turn: str
+    created_at: int
+    input: Sequence[Json]
+    request: bytes
+    conversation: str | None = None
+    previous: str | None = None
+    expected_version: int | None = None
+    key: str | None = None
+    digest: str = ""
+    key_seconds: int = 86_400
+    title: str | None = None  # becomes metadata["deskmate:title"] when the conversation has none
+    holder: str = ""  # the gateway process that runs the turn
+    lease_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    fence: int  # the token every later write of this turn must show
+    input: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The same post came before: its turn is this one; nothing was written."""
+
+    turn: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """One response as stored. `status` is in_progress until finish; `result` is the finisher's opaque record."""
+
+    id: str
+    owner: str
+    created_at: int
+    status: str
+    conversation: str | None
+    previous: str | None
+    request: bytes
+    result: bytes | None
+    input: Sequence[Item]
+    output: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    owner: str
+    turn: str
+    fence: int
+    status: str  # completed | incomplete | failed | cancelled
+    output: Sequence[Json]
+    result: bytes
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Entries of one turn's stream log, numbered from `first` on (1-based, no gaps)."""
+
+    owner: str
+    turn: str
+    fence: int
+    first: int
+    entries: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    owner: str
+    turn: str
+
+
+class Conversations(Protocol):
+    """Storage of one installation. Every method names the owner; what belongs to somebody else does not exist.
+
+    Raises StorageDown when Redis cannot be reached or answers too late, StorageFull when it refuses writes; then
+    nothing was written, or — reply lost — a repeat with the same key finds it. Cancelling a call never mixes replies.
+    """
+
+    # a turn -----------------------------------------------------------------------------------------------------
+    async def begin(self, begin: Begin) -> Begun | Attached:
+        """Append the input, create the response and its lease, lock the conversation: all or nothing.
+
+        Raises NotFound (conversation), PreviousResponseNotFound, ConversationLocked (details: version, running),
+        VersionConflict (details: version), IdempotencyConflict (same key, other digest).
+        """
+        ...
+
+    async def undo(self, owner: str, turn: str, fence: int) -> None:
+        """Take a begun turn back as if never posted: items, lock, key, log. Does nothing when the fence is not ours."""
+        ...
+
+    async def append(self, appends: Sequence[Append]) -> Sequence[bool]:
+        """Write log entries of many turns in one round trip. False where the fence is no longer the turn's: stop it.
+
+        Safe to repeat: entries already there are skipped by their number.
+        """
+        ...
+
+    async def finish(self, finish: Finish) -> Sequence[Item] | None:
+        """Append the output, record result and usage, unlock, drop the lease, give the log its TTL: one script.
+
+        Returns the output items with their ids; None when the fence is no longer ours (nothing was written).
+        Safe to repeat: a second call of the same finish returns the same items.
+        """
+        ...
+
+    async def renew(self, leases: Sequence[Lease], holder: str, seconds: float) -> None: ...
+
+    async def expired(self, limit: int = 100) -> Sequence[Lease]:
+        """Turns whose holder stopped renewing."""
+        ...
+
+    async def adopt(self, lease: Lease, holder: str, seconds: float) -> int | None:
+        """Take an expired turn over: its new fence, or None when somebody else was faster or it has finished."""
+        ...
+
+    # what a turn reads ------------------------------------------------------------------------------------------
+    async def history(self, owner: str, conversation: str | None, previous: str | None) -> Sequence[Item]:
+        """All items before a new turn, oldest first. Raises NotFound or PreviousResponseNotFound."""
+        ...
+
+    async def log(self, owner: str, turn: str, after: int = 0) -> Sequence[bytes]:
+        """Log entries with number > `after`; empty when the log's TTL is over."""
+        ...
+
+    # responses --------------------------------------------------------------------------------------------------
+    async def response(self, owner: str, turn: str) -> StoredResponse:
+        """Raises NotFound."""
+        ...
+
+    async def delete_response(self, owner: str, turn: str) -> None:
+        """Forget a response and its log; items go with it unless a conversation holds them. Raises NotFound,
+        ConversationLocked while it runs."""
+        ...
+
+    # conversations ----------------------------------------------------------------------------------------------
+    async def create(self, owner: str, metadata: Mapping[str, str], items: Sequence[Json]) -> Conversation:
+        """`metadata["deskmate:branch_of"] = response id` starts with that response's context and output, shared by
+        reference. Raises PreviousResponseNotFound for an unknown one."""
+        ...
+
+    async def get(self, owner: str, conversation: str) -> Conversation: ...
+
+    async def list(self, owner: str, limit: int, after: str | None, query: str | None) -> tuple[Sequence[Conversation], bool]:
+        """Newest first (by last use), and whether more follow. `query` searches titles, case-insensitively."""
+        ...
+
+    async def update(self, owner: str, conversation: str, metadata: Mapping[str, str], expected_version: int | None) -> Conversation: ...
+
+    async def delete(self, owner: str, conversation: str) -> None:
+        """Delete it with its items (unless another holds them), responses and stream logs. Raises NotFound,
+        ConversationLocked while a turn runs in it."""
+        ...
+
+    async def add_items(self, owner: str, conversation: str, items: Sequence[Json]) -> Sequence[Item]: ...
+
+    async def items(
+        self, owner: str, conversation: str, limit: int, order: str, after: str | None
+    ) -> tuple[Sequence[Item], bool]: ...
+
+    async def item(self, owner: str, conversation: str, item: str) -> Item: ...
+
+    async def delete_item(self, owner: str, conversation: str, item: str) -> Conversation: ...
