@@ -57,7 +57,13 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error envelope: all four keys always, then our details."""
         return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code, **self.details}
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+                **self.details,
+            }
         }
 
 

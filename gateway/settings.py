@@ -27,15 +27,21 @@ def _setting(help: str, default: Any = ...) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     redis_url: str = _setting("Redis: `unix:///path.sock?db=0`, `redis://host:port/0` or `rediss://…`.")
-    secret_file: Path = _setting("File with the installation's secret, at least 32 bytes; keys and cache salts derive from it.")
+    secret_file: Path = _setting(
+        "File with the installation's secret, at least 32 bytes; keys and cache salts derive from it."
+    )
     redis_password_file: Path | None = _setting("File with the password of Redis.", None)
 
     host: str = _setting("Address to listen on.", "127.0.0.1")
     port: int = _setting("Port to listen on.", 8000)
     tls_cert: Path | None = _setting("Certificate chain (PEM); with it the gateway speaks HTTPS.", None)
     tls_key: Path | None = _setting("Private key of the certificate (PEM).", None)
-    public_url: str | None = _setting("Address people type, when a proxy stands in front; `https` makes cookies Secure.", None)
-    allowed_hosts: tuple[str, ...] = _setting("Host names answered besides loopback, the listen address and the public address; `*` for any.", ())
+    public_url: str | None = _setting(
+        "Address people type, when a proxy stands in front; `https` makes cookies Secure.", None
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "Host names answered besides loopback, the listen address and the public address; `*` for any.", ()
+    )
 
     worker_urls: tuple[str, ...] = _setting("vLLM servers, comma separated: `http://host:port` or `unix:/path`.", ())
     plan_file: Path | None = _setting("The local worker's plan (JSON), readable before the engine has loaded.", None)
@@ -43,12 +49,16 @@ class Settings:
     model_aliases: tuple[str, ...] = _setting("Further names under which the served model may be asked for.", ())
     seats: int = _setting("Requests in flight per worker when it serves no plan (a bare vLLM).", 16)
     context_tokens: int | None = _setting("Context length when a bare vLLM does not tell it.", None)
-    tool_parser: str | None = _setting("Name of the tool parser a bare vLLM was started with; without one `tools` are dropped.", None)
+    tool_parser: str | None = _setting(
+        "Name of the tool parser a bare vLLM was started with; without one `tools` are dropped.", None
+    )
 
     max_tokens: int | None = _setting("New tokens of an answer that sets no limit; unset: the plan's, else 1024.", None)
     temperature: float | None = _setting("Default temperature; unset: the plan's, else 0.7.", None)
     top_p: float | None = _setting("Default top_p; unset: the plan's, else 0.9.", None)
-    system_prompt: str = _setting("System message of a turn that brings no instructions.", "You are a helpful assistant.")
+    system_prompt: str = _setting(
+        "System message of a turn that brings no instructions.", "You are a helpful assistant."
+    )
     repetition_penalty: float | None = _setting("Default repetition penalty; unset: the plan's, else 1.1.", None)
 
     queue_per_person: int = _setting("Requests one person may have waiting; more are refused with 429.", 256)
@@ -60,7 +70,9 @@ class Settings:
     body_seconds: float = _setting("Time for a client to send its body.", 30.0)
 
     log_ttl_seconds: int = _setting("How long the stream log of a finished answer can be replayed.", 3600)
-    retention_days: int = _setting("Days without use after which a conversation or response is deleted; 0 keeps it.", 30)
+    retention_days: int = _setting(
+        "Days without use after which a conversation or response is deleted; 0 keeps it.", 30
+    )
     delegate_header: str | None = _setting("Header in which a key with scope `delegate` names its person.", None)
 
     @classmethod

@@ -10,6 +10,20 @@ from typing import Any, Protocol
 
 Json = Mapping[str, Any]
 
+OUTPUT_ITEMS = 64  # numbers reserved at begin for the items of an answer
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
+
+
+def item_id(body: Json, shelf: str, number: int) -> str:
+    """An item's id names its place: `<prefix>_<shelf><number>`, the prefix by its type."""
+    return f"{_PREFIXES.get(body.get('type', 'message'), 'itm')}_{shelf}{number}"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -55,8 +69,14 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
+    """What begin wrote. The numbers from `first_output` to `first_output + OUTPUT_ITEMS - 1` of the shelf are reserved for
+    the answer, so that a stream names its items before they are stored: `item_id(body, shelf, first_output + i)`.
+    """
+
     fence: int  # the token every later write of this turn must show
     input: Sequence[Item]
+    shelf: str
+    first_output: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +159,7 @@ class Conversations(Protocol):
         ...
 
     async def finish(self, finish: Finish) -> Sequence[Item] | None:
-        """Append the output, record result and usage, unlock, drop the lease, give the log its TTL: one script.
+        """Append the output under the numbers reserved at begin, in order; record result and usage, unlock, drop the lease, give the log its TTL: one script.
 
         Returns the output items with their ids; None when the fence is no longer ours (nothing was written).
         Safe to repeat: a second call of the same finish returns the same items.
@@ -183,11 +203,15 @@ class Conversations(Protocol):
 
     async def get(self, owner: str, conversation: str) -> Conversation: ...
 
-    async def list(self, owner: str, limit: int, after: str | None, query: str | None) -> tuple[Sequence[Conversation], bool]:
+    async def list(
+        self, owner: str, limit: int, after: str | None, query: str | None
+    ) -> tuple[Sequence[Conversation], bool]:
         """Newest first (by last use), and whether more follow. `query` searches titles, case-insensitively."""
         ...
 
-    async def update(self, owner: str, conversation: str, metadata: Mapping[str, str], expected_version: int | None) -> Conversation: ...
+    async def update(
+        self, owner: str, conversation: str, metadata: Mapping[str, str], expected_version: int | None
+    ) -> Conversation: ...
 
     async def delete(self, owner: str, conversation: str) -> None:
         """Delete it with its items (unless another holds them), responses and stream logs. Raises NotFound,
