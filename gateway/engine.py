@@ -6,7 +6,7 @@ with the fewest requests in flight. Several workers behind one `Engine` are one 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -244,7 +244,7 @@ class Engine:
         finally:
             worker.in_flight -= 1
 
-    async def chat(self, body: bytes, request_id: str) -> AsyncIterator[list[ChatChunk]]:
+    async def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
         """Stream a chat completion: the events of each network read together, so that a burst costs one step."""
         async with self.open("/v1/chat/completions", body, request_id) as upstream:
             if upstream.status != 200:

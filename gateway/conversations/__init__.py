@@ -69,8 +69,10 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What begin wrote. The numbers from `first_output` to `first_output + OUTPUT_ITEMS - 1` of the shelf are reserved for
-    the answer, so that a stream names its items before they are stored: `item_id(body, shelf, first_output + i)`.
+    """What begin wrote.
+
+    `OUTPUT_ITEMS` numbers of the shelf, from `first_output` on, are reserved for the answer, so that a stream names
+    its items before they are stored: `item_id(body, shelf, first_output + i)`.
     """
 
     fence: int  # the token every later write of this turn must show
@@ -100,6 +102,8 @@ class StoredResponse:
     result: bytes | None
     input: Sequence[Item]
     output: Sequence[Item]
+    shelf: str
+    first_output: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,8 @@ class Conversations(Protocol):
         ...
 
     async def finish(self, finish: Finish) -> Sequence[Item] | None:
-        """Append the output under the numbers reserved at begin, in order; record result and usage, unlock, drop the lease, give the log its TTL: one script.
+        """Append the output under the numbers reserved at begin, in order; record result and usage, unlock, drop the
+        lease, give the log its TTL: one script.
 
         Returns the output items with their ids; None when the fence is no longer ours (nothing was written).
         Safe to repeat: a second call of the same finish returns the same items.
@@ -178,7 +183,9 @@ class Conversations(Protocol):
 
     # what a turn reads ------------------------------------------------------------------------------------------
     async def history(self, owner: str, conversation: str | None, previous: str | None) -> Sequence[Item]:
-        """All items before a new turn, oldest first. Raises NotFound or PreviousResponseNotFound."""
+        """All items of a conversation, or of a response's context with its input and (so far) its output; oldest
+        first. Given a turn that has just begun as `previous`, that is what its prompt is made of. Raises NotFound
+        or PreviousResponseNotFound."""
         ...
 
     async def log(self, owner: str, turn: str, after: int = 0) -> Sequence[bytes]:
