@@ -1,0 +1,953 @@
+"""A scripted engine behind vLLM's HTTP surface: the one part that tests cannot drive to a fault otherwise.
+
+Answers are a pure function of the prompt's token ids (and the seed), so that a test knows what must come, and so that
+prompt ids + generated ids on /v1/completions continue the very same answer. Shapes of bodies and events are those
+vLLM 0.32 sends. Speaks HTTP/1.1 itself on an asyncio protocol: it must outrun the gateway in benchmarks, and it must be
+able to break a connection at any byte. Knows nothing of the gateway.
+
+    python -m tests.fake_worker --port 8001 --pace-ms 5
+    POST /_fake/script {"pace_ms": 5, "loading": false, "fail": "close_after:3", ...}   (the fields of `Script`)
+    GET  /_fake/requests
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import codecs
+import itertools
+import re
+import socket
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+json_bytes = msgspec.json.encode
+json_value = msgspec.json.decode
+
+FINGERPRINT = "vllm-0.32.0-fake"
+UNSET = msgspec.UNSET
+
+
+# Tokens ---------------------------------------------------------------------------------------------------------------
+# An id holds its own bytes (at most five), so that ids outlive the process and every Redis script keeps them exact.
+
+IM_START, IM_END, END_OF_TEXT, ASSISTANT = 1, 2, 3, 4
+SPECIAL = {"<|im_start|>": IM_START, "<|im_end|>": IM_END, "<|endoftext|>": END_OF_TEXT}
+SPECIAL_TEXT = {
+    **{number: text.encode() for text, number in SPECIAL.items()},
+    ASSISTANT: b"<|im_start|>assistant\n",
+}
+_OFFSET = 256
+_BYTES_PER_TOKEN = 5
+_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
+_PIECE = re.compile(r" ?\S{1,4}|\s")
+
+
+def token_id(piece: bytes) -> int:
+    return _OFFSET + int.from_bytes(piece, "little")
+
+
+def token_bytes(number: int) -> bytes:
+    if number in SPECIAL_TEXT:
+        return SPECIAL_TEXT[number]
+    value = max(0, number - _OFFSET)
+    return value.to_bytes(max(1, (value.bit_length() + 7) // 8), "little")
+
+
+def tokenize(text: str) -> list[int]:
+    """One id per four characters or word, less for wide characters; a control token in the text is that token."""
+    ids: list[int] = []
+    for part in _SPECIAL.split(text):
+        ids += [SPECIAL[part]] if part in SPECIAL else _plain_ids(part)
+    return ids
+
+
+def _plain_ids(text: str) -> list[int]:
+    pieces = [piece.encode("utf-8", "replace") for piece in _PIECE.findall(text)]
+    return [token_id(raw[at : at + _BYTES_PER_TOKEN]) for raw in pieces for at in range(0, len(raw), _BYTES_PER_TOKEN)]
+
+
+def detokenize(ids: list[int]) -> str:
+    return b"".join(map(token_bytes, ids)).decode("utf-8", "replace")
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content; parts may nest (a tool result holds parts again)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "".join(part.get("text") or text_of(part.get("content")) for part in content if isinstance(part, dict))
+
+
+def chat_ids(messages: list[dict[str, Any]]) -> list[int]:
+    """The prompt of a chat: each message between its markers, then the assistant's header."""
+    ids: list[int] = []
+    for message in messages:
+        ids += [IM_START, *tokenize(f"{message.get('role')}\n{text_of(message.get('content'))}"), IM_END]
+    return [*ids, ASSISTANT]
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+_WORDS = (
+    "the an hour desk sun tree lake note page line word hand road rain wind wood leaf bird blue gray cold warm soft"
+    " old new wide deep near far late soon once then here home east west from into with over upon and but or so if as"
+    " of to in on at by is was has can may will goes come give hold read says end. go; 你 好 世 界 中 文"
+)
+_EMOJI = "🙂".encode()
+_HALVES = (token_id(_EMOJI[:2]), token_id(_EMOJI[2:]))  # one character in two tokens, as real vocabularies have them
+VOCABULARY = (*(token_id(f" {word}".encode()) for word in _WORDS.split()), _HALVES[0])
+_MASK = (1 << 61) - 1
+
+
+def _fold(state: int, number: int) -> int:
+    return ((state ^ number) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & _MASK
+
+
+def generated_ids(prompt_ids: list[int], seed: int | None = None) -> Iterator[int]:
+    """The endless answer to a prompt; its natural end is `natural_length`."""
+    state, last = _fold(0, seed or 0), 0
+    for last in prompt_ids:
+        state = _fold(state, last)
+    while True:
+        last = _HALVES[1] if last == _HALVES[0] else VOCABULARY[(state >> 24) % len(VOCABULARY)]
+        state = _fold(state, last)
+        yield last
+
+
+def natural_length(prompt_ids: list[int]) -> int:
+    """Tokens still to come, the end of turn included: 24 to 64 after the assistant's header."""
+    header = len(prompt_ids) - prompt_ids[::-1].index(ASSISTANT) if ASSISTANT in prompt_ids else len(prompt_ids)
+    whole = 24 + zlib.crc32(repr(prompt_ids[:header]).encode()) % 41
+    return max(1, whole - (len(prompt_ids) - header))
+
+
+def answer(messages: list[dict[str, Any]], max_tokens: int | None = None, seed: int | None = None) -> str:
+    """What the worker says to these chat messages (as it receives them)."""
+    ids = chat_ids(messages)
+    words = natural_length(ids) - 1
+    count = words if max_tokens is None else min(words, max_tokens)
+    # An answer cut inside a character ends before it, as in vLLM's stream.
+    raw = b"".join(map(token_bytes, itertools.islice(generated_ids(ids, seed), count)))
+    return codecs.getincrementaldecoder("utf-8")().decode(raw)
+
+
+class Piece(NamedTuple):
+    number: int
+    text: str
+    finish_reason: str | None = None
+    stop_reason: str | None = None
+
+
+def pieces(prompt_ids: list[int], wish: Wish, script: Script) -> Iterator[Piece]:
+    """The answer token by token; the last piece carries the finish reason."""
+    numbers = generated_ids(prompt_ids, wish.seed)
+    length = natural_length(prompt_ids)
+    if script.answer is not None:
+        scripted = tokenize(script.answer)
+        numbers, length = itertools.chain(scripted, numbers), len(scripted) + 1
+    if wish.ignore_eos:
+        length = wish.max_tokens
+    ends = wish.ignore_eos or wish.max_tokens < length  # by length
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    # vLLM's own surprise: a prompt that ends inside a character comes back whole with the first text.
+    owed = detokenize(prompt_ids) if _ends_inside_a_character(prompt_ids) else ""
+    said = ""
+    last = min(length, wish.max_tokens) - 1
+    for index, number in enumerate(numbers):
+        if index == last and not ends:
+            yield Piece(IM_END, owed, "stop")
+            return
+        text = decode(token_bytes(number))
+        if owed and text:
+            text, owed = owed + text, ""
+        stopped = next((stop for stop in wish.stop if stop in said + text), None) if wish.stop else None
+        if stopped is not None:
+            kept = (said + text).split(stopped, 1)[0]
+            yield Piece(number, kept[len(said) :], "stop", stopped)
+            return
+        if index >= last:
+            yield Piece(number, text, "length")
+            return
+        if wish.stop:
+            said += text
+        yield Piece(number, text)
+
+
+def _ends_inside_a_character(ids: list[int]) -> bool:
+    tail = b"".join(map(token_bytes, ids[-3:]))
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    decoder.decode(tail)
+    return bool(decoder.getstate()[0])
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Script:
+    """How the worker behaves from now on. `fail` holds for the next `times` requests (None: until it is changed)."""
+
+    pace_ms: float = 0.0  # between two tokens of one answer; 0: as fast as the reader reads
+    prefill_ms: float = 0.0  # before the first token
+    loading: bool = False  # /health and everything else answer 503
+    fail: str | None = None  # "500", "400", "hang", "garbage", "close_after:N", "error_after:N", "hang_after:N"
+    times: int | None = None
+    answer: str | None = None  # these words instead of the deterministic ones
+    tools: list[dict[str, Any]] | None = None  # [{"name": …, "arguments": {…}}]: called when a request brings tools
+    split_bytes: int = 0  # write every frame in pieces of so many bytes
+    batch: int = 1  # tokens that leave in one write
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One request as it was received, and how it went."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    state: str = "running"  # running, finished, aborted, failed
+    tokens_sent: int = 0
+    prompt_ids: list[int] = field(default_factory=list)
+    started_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = {"message": message, "type": kind, "param": param, "code": status}
+
+
+def wish_of(body: Mapping[str, Any], default_max_tokens: int) -> Wish:
+    stop = body.get("stop") or body.get("stop_sequences") or ()
+    given = body.get("max_completion_tokens") or body.get("max_tokens")
+    return Wish(
+        max_tokens=int(default_max_tokens if given is None else given),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=body.get("seed"),
+        ignore_eos=bool(body.get("ignore_eos")),
+    )
+
+
+def usage_of(prompt_ids: list[int], count: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": len(prompt_ids),
+        "total_tokens": len(prompt_ids) + count,
+        "completion_tokens": count,
+        "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 0},
+    }
+
+
+def _data(value: Any) -> bytes:
+    return b"data: " + json_bytes(value) + b"\n\n"
+
+
+class ChatDialect:
+    """/v1/chat/completions."""
+
+    prefix = "chatcmpl"
+
+    def __init__(self, body: dict[str, Any], prompt_ids: list[int], number: int, script: Script) -> None:
+        self.body, self.prompt_ids = body, prompt_ids
+        self.with_ids = bool(body.get("return_token_ids"))
+        self.with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        self.tools = script.tools if body.get("tools") and body.get("tool_choice") != "none" else None
+        self.head = {
+            "id": f"{self.prefix}-{number:016x}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": body.get("model"),
+        }
+        self._before, self._after = self._frame_edges()
+
+    def _frame_edges(self) -> tuple[bytes, bytes]:
+        before = json_bytes(self.head)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
+        return b"data: " + before, b'},"logprobs":null,"finish_reason":null,"token_ids":'
+
+    def opening(self) -> bytes:
+        delta = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ids = self.prompt_ids if self.with_ids else None
+        return _data(self.head | {"choices": [delta], "prompt_token_ids": ids, "prompt_text": None})
+
+    def delta(self, piece: Piece) -> bytes:
+        ids = b"[%d]}]}\n\n" % piece.number if self.with_ids else b"null}]}\n\n"
+        return self._before + json_bytes(piece.text) + self._after + ids
+
+    def last(self, piece: Piece) -> bytes:
+        return self._final({"content": piece.text}, piece.finish_reason, piece.stop_reason, [piece.number])
+
+    def _final(self, delta: dict[str, Any], finish: str | None, stop: str | None, ids: list[int]) -> bytes:
+        choice = {
+            "index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, "stop_reason": stop,
+            "token_ids": ids if self.with_ids else None,
+        }  # fmt: skip
+        fingerprint = {} if self.with_usage else {"system_fingerprint": FINGERPRINT}
+        return _data(self.head | {"choices": [choice]} | fingerprint)
+
+    def closing(self, count: int) -> bytes:
+        usage = {"choices": [], "usage": usage_of(self.prompt_ids, count), "system_fingerprint": FINGERPRINT}
+        return (_data(self.head | usage) if self.with_usage else b"") + b"data: [DONE]\n\n"
+
+    def tool_frames(self) -> list[bytes]:
+        frames = []
+        for index, tool in enumerate(self.tools or ()):
+            called = {"id": f"chatcmpl-tool-{index:016x}", "type": "function", "index": index}
+            steps = [called | {"function": {"name": tool["name"]}}]
+            steps.append({"index": index, "function": {"arguments": json_bytes(tool["arguments"]).decode()}})
+            frames += [self._tool_delta(step) for step in steps]
+        return [*frames, self._final({}, "tool_calls", None, [IM_END])]
+
+    def _tool_delta(self, step: dict[str, Any]) -> bytes:
+        delta = {"content": None, "tool_calls": [step]}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}
+        return _data(self.head | {"choices": [choice]})
+
+    def whole(self, answered: list[Piece]) -> dict[str, Any]:
+        calls = [
+            {
+                "id": f"chatcmpl-tool-{index:016x}",
+                "type": "function",
+                "function": {"name": tool["name"], "arguments": json_bytes(tool["arguments"]).decode()},
+            }
+            for index, tool in enumerate(self.tools or ())
+        ]
+        text = None if calls else "".join(piece.text for piece in answered)
+        message = {
+            "role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None,
+            "function_call": None, **({"tool_calls": calls} if calls else {}), "reasoning": None,
+        }  # fmt: skip
+        choice = {
+            "index": 0, "message": message, "logprobs": None,
+            "finish_reason": "tool_calls" if calls else answered[-1].finish_reason,
+            "stop_reason": answered[-1].stop_reason,
+            "token_ids": [piece.number for piece in answered] if self.with_ids else None, "routed_experts": None,
+        }  # fmt: skip
+        return self.head | {
+            "object": "chat.completion", "choices": [choice], "service_tier": None, "system_fingerprint": FINGERPRINT,
+            "usage": usage_of(self.prompt_ids, len(answered)) | {"completion_tokens_details": None},
+            "prompt_logprobs": None, "prompt_token_ids": self.prompt_ids if self.with_ids else None,
+            "prompt_text": None, "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None,
+        }  # fmt: skip
+
+
+class CompletionDialect(ChatDialect):
+    """/v1/completions."""
+
+    prefix = "cmpl"
+
+    def __init__(self, body: dict[str, Any], prompt_ids: list[int], number: int, script: Script) -> None:
+        super().__init__({key: value for key, value in body.items() if key != "tools"}, prompt_ids, number, script)
+        self.head = self.head | {"object": "text_completion"}
+        self._first = True
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, piece: Piece) -> bytes:
+        prompt_ids = self.prompt_ids if self.with_ids and self._first else None
+        self._first = False
+        choice = {
+            "index": 0, "text": piece.text, "logprobs": None, "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason, "prompt_token_ids": prompt_ids,
+            "token_ids": [piece.number] if self.with_ids else None,
+        }  # fmt: skip
+        return _data(self.head | {"choices": [choice]})
+
+    last = delta
+
+    def whole(self, answered: list[Piece]) -> dict[str, Any]:
+        choice = {
+            "index": 0, "text": "".join(piece.text for piece in answered), "logprobs": None,
+            "finish_reason": answered[-1].finish_reason, "stop_reason": answered[-1].stop_reason,
+            "token_ids": [piece.number for piece in answered] if self.with_ids else None, "prompt_logprobs": None,
+            "prompt_token_ids": self.prompt_ids if self.with_ids else None, "routed_experts": None,
+        }  # fmt: skip
+        return self.head | {
+            "choices": [choice], "service_tier": None, "system_fingerprint": FINGERPRINT,
+            "usage": usage_of(self.prompt_ids, len(answered)) | {"completion_tokens_details": None},
+            "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None,
+        }  # fmt: skip
+
+
+class MessagesDialect(ChatDialect):
+    """/v1/messages: Anthropic's events."""
+
+    def _event(self, kind: str, **value: Any) -> bytes:
+        return f"event: {kind}\n".encode() + _data({"type": kind, **value})
+
+    def _usage(self, count: int) -> dict[str, Any]:
+        tokens = {"input_tokens": len(self.prompt_ids), "output_tokens": count}
+        return tokens | {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+
+    def _reason(self, finish: str | None, stop: str | None) -> dict[str, Any]:
+        names = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "stop_sequence" if stop else "end_turn"}
+        return {"stop_reason": names.get(finish or "stop"), "stop_sequence": stop}
+
+    def opening(self) -> bytes:
+        message = {
+            "id": self.head["id"], "type": "message", "role": "assistant", "content": [],
+            "model": self.head["model"], "stop_reason": None, "stop_sequence": None,
+            "usage": {"input_tokens": len(self.prompt_ids), "output_tokens": 0},
+        }  # fmt: skip
+        start = self._event("message_start", message=message)
+        if self.tools:
+            return start
+        return start + self._event("content_block_start", content_block={"type": "text", "text": ""}, index=0)
+
+    def delta(self, piece: Piece) -> bytes:
+        return self._event("content_block_delta", delta={"type": "text_delta", "text": piece.text}, index=0)
+
+    def last(self, piece: Piece) -> bytes:
+        self._ended = (piece.finish_reason, piece.stop_reason)
+        return self.delta(piece) + self._event("content_block_stop", index=0)
+
+    def closing(self, count: int) -> bytes:
+        end = self._event("message_delta", delta=self._reason(*self._ended), usage=self._usage(count))
+        return end + self._event("message_stop")
+
+    def tool_frames(self) -> list[bytes]:
+        self._ended = ("tool_calls", None)
+        frames = []
+        for index, tool in enumerate(self.tools or ()):
+            block = {"type": "tool_use", "id": f"chatcmpl-tool-{index:016x}", "name": tool["name"], "input": {}}
+            delta = {"type": "input_json_delta", "partial_json": json_bytes(tool["arguments"]).decode()}
+            frames.append(self._event("content_block_start", content_block=block, index=index))
+            frames.append(self._event("content_block_delta", delta=delta, index=index))
+            frames.append(self._event("content_block_stop", index=index))
+        return frames
+
+    def whole(self, answered: list[Piece]) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [
+            {"type": "tool_use", "id": f"chatcmpl-tool-{index:016x}", "name": tool["name"], "input": tool["arguments"]}
+            for index, tool in enumerate(self.tools or ())
+        ]
+        if not content:
+            content = [{"type": "text", "text": "".join(piece.text for piece in answered)}]
+        finish = "tool_calls" if self.tools else answered[-1].finish_reason
+        return {
+            "id": self.head["id"], "type": "message", "role": "assistant", "content": content,
+            "model": self.head["model"], **self._reason(finish, answered[-1].stop_reason),
+            "usage": self._usage(len(answered)),
+        }  # fmt: skip
+
+
+DIALECTS = {
+    "/v1/chat/completions": ChatDialect,
+    "/v1/completions": CompletionDialect,
+    "/v1/messages": MessagesDialect,
+}
+
+
+# The engine -----------------------------------------------------------------------------------------------------------
+
+
+class FakeEngine:
+    """What all connections share: the script, the records, the counters."""
+
+    def __init__(self, script: Script, *, model: str, context_tokens: int, seats: int, plan: Mapping[str, Any]) -> None:
+        self.script = script
+        self.model, self.context_tokens, self.seats = model, context_tokens, seats
+        self.plan = default_plan(model, context_tokens, seats) | dict(plan)
+        self.records: deque[Record] = deque(maxlen=4000)
+        self.numbers = itertools.count(1)
+        self.running = self.peak_running = self.prompt_tokens = self.generated_tokens = 0
+        self.finished = {"stop": 0, "length": 0, "abort": 0}
+
+    def begin(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> Record:
+        record = Record(next(self.numbers), path, headers, body)
+        self.records.append(record)
+        return record
+
+    def take_failure(self) -> str | None:
+        fail, times = self.script.fail, self.script.times
+        if fail is not None and times is not None:
+            self.script.times = times - 1
+            if times <= 1:
+                self.script.fail = self.script.times = None
+        return fail
+
+    def prompt_of(self, path: str, body: dict[str, Any]) -> list[int]:
+        if path.endswith("/completions") and "prompt" in body and "messages" not in body:
+            prompt = body["prompt"]
+            return tokenize(prompt) if isinstance(prompt, str) else [int(number) for number in prompt]
+        messages = body.get("messages")
+        if not isinstance(messages, list):
+            raise Refused(400, "1 validation error: messages: Field required", "Bad Request", "body.messages")
+        system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+        return chat_ids(system + messages)
+
+    def check(self, path: str, body: dict[str, Any], prompt_ids: list[int]) -> Wish:
+        """The refusals a gateway meets: unknown model, stream options, tools without a parser, too many tokens."""
+        if body.get("model") not in (self.model, None):
+            message = f"The model `{body.get('model')}` does not exist. Valid aliases: {self.model}."
+            raise Refused(404, message, "NotFoundError", "model")
+        if body.get("stream_options") and not body.get("stream"):
+            raise Refused(400, "Stream options can only be defined when `stream=True`.", param="stream_options")
+        if body.get("tools") and body.get("tool_choice", "auto") == "auto" and not self.plan["tool_parser"]:
+            raise Refused(400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+        room = self.context_tokens - len(prompt_ids)
+        wish = wish_of(body, 16 if path == "/v1/completions" else max(1, room))
+        if room < 1 or wish.max_tokens > room:
+            raise Refused(
+                400,
+                f"This model's maximum context length is {self.context_tokens} tokens. However, you requested "
+                f"{wish.max_tokens} output tokens and your prompt contains at least {len(prompt_ids)} input tokens.",
+                param="input_tokens",
+            )
+        return wish
+
+    def metrics(self) -> bytes:
+        labels = f'{{engine="0",model_name="{self.model}"}}'
+        lines = [
+            f"vllm:num_requests_running{labels} {float(self.running)}",
+            f"vllm:num_requests_waiting{labels} 0.0",
+            f"vllm:kv_cache_usage_perc{labels} {min(1.0, self.running / max(1, self.seats))}",
+            f"vllm:prompt_tokens_total{labels} {float(self.prompt_tokens)}",
+            f"vllm:generation_tokens_total{labels} {float(self.generated_tokens)}",
+            f"vllm:prefix_cache_queries_total{labels} {float(self.prompt_tokens)}",
+            f"vllm:prefix_cache_hits_total{labels} 0.0",
+        ]
+        for reason, count in self.finished.items():
+            name = f'engine="0",finished_reason="{reason}",model_name="{self.model}"'
+            lines.append(f"vllm:request_success_total{{{name}}} {float(count)}")
+        return ("\n".join(lines) + "\n").encode()
+
+    def models(self) -> dict[str, Any]:
+        card = {"id": self.model, "object": "model", "created": int(time.time()), "owned_by": "vllm", "root": "/fake"}
+        return {"object": "list", "data": [card | {"parent": None, "max_model_len": self.context_tokens}]}
+
+
+def default_plan(model: str, context_tokens: int, seats: int) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "model": {
+            "id": model, "path": "/fake", "architecture": "FakeForCausalLM", "parameters": 1000, "weight_bytes": 2000,
+            "dtype": "bfloat16", "demo": False,
+        },
+        "device": {"kind": "cpu", "name": "scripted", "memory_bytes": 1 << 30, "cores": 1},
+        "context_tokens": context_tokens, "seats": seats, "kv_tokens": context_tokens * seats, "kv_bytes": 1 << 20,
+        "block_tokens": 128, "added_tokens": list(SPECIAL), "tool_parser": "hermes", "vision": False,
+        "generation_defaults": {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
+        "flags": [], "environment": {}, "reasons": [],
+    }  # fmt: skip
+
+
+# HTTP -----------------------------------------------------------------------------------------------------------------
+
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\nvary: Origin\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection; one request at a time. Losing it aborts the request that runs."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, engine: FakeEngine, open_connections: set[Connection]) -> None:
+        self.engine = engine
+        self.open = open_connections
+        self.buffer = b""
+        self.stream: Stream | None = None
+        self.writable = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.open.add(self)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open.discard(self)
+        if self.stream is not None:
+            self.stream.end("aborted")
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.stream is not None:
+            self.stream.go_on()
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        self.take_requests()
+
+    def take_requests(self) -> None:
+        while self.stream is None:
+            head, separator, rest = self.buffer.partition(b"\r\n\r\n")
+            if not separator:
+                return
+            request_line, *lines = head.decode("latin-1").split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            length = int(headers.get("content-length", 0))
+            if len(rest) < length:
+                return
+            self.buffer = rest[length:]
+            method, path, _ = request_line.split(" ")
+            self.answer(method, path.partition("?")[0], headers, rest[:length])
+
+    def answer(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> None:
+        try:
+            self.route(method, path, headers, raw)
+        except Refused as refused:
+            error = {"error": refused.error}
+            if path.startswith("/v1/messages"):
+                kind, message = refused.error["type"], refused.error["message"]
+                error = {"type": "error", "error": {"type": kind, "message": message}}
+            self.send_json(error, refused.status)
+
+    def route(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> None:
+        engine = self.engine
+        if path == "/_fake/script":
+            engine.script = msgspec.convert(asdict(engine.script) | json_value(raw), Script)
+            return self.send_json(asdict(engine.script))
+        if path == "/_fake/requests":
+            records = [asdict(record) for record in engine.records]
+            return self.send_json({"peak_running": engine.peak_running, "running": engine.running, "requests": records})
+        if engine.script.loading:
+            return self.send_json({"error": {"message": "loading"}}, 503)
+        if method == "GET":
+            return self.get(path)
+        body = json_value(raw) if raw else {}
+        if path in DIALECTS:
+            return self.generate(path, headers, body)
+        return self.utility(path, headers, body)
+
+    def get(self, path: str) -> None:
+        engine = self.engine
+        answers: dict[str, Callable[[], Any]] = {
+            "/health": lambda: b"",
+            "/v1/models": engine.models,
+            "/version": lambda: {"version": "0.32.0"},
+            "/deskmate/plan": lambda: engine.plan if engine.plan.get("version") else None,
+            "/metrics": engine.metrics,
+        }
+        value = answers[path]() if path in answers else None
+        if value is None:
+            raise Refused(404, "Not Found", "NotFoundError")
+        if isinstance(value, bytes):
+            return self.send(value, 200, "text/plain; version=0.0.4; charset=utf-8")
+        return self.send_json(value)
+
+    def utility(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+        engine = self.engine
+        record = engine.begin(path, headers, body)
+        record.state = "finished"
+        if path == "/tokenize":
+            ids = tokenize(body["prompt"]) if "prompt" in body else engine.prompt_of(path, body)
+            limit = engine.context_tokens
+            return self.send_json({"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": None})
+        if path == "/detokenize":
+            return self.send_json({"prompt": detokenize(body["tokens"])})
+        if path == "/v1/messages/count_tokens":
+            count = len(engine.prompt_of(path, body))
+            return self.send_json({"input_tokens": count, "context_management": {"original_input_tokens": count}})
+        raise Refused(404, "Not Found", "NotFoundError")
+
+    def generate(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+        engine = self.engine
+        record = engine.begin(path, headers, body)
+        fail = engine.take_failure()
+        if fail in ("500", "400"):
+            record.state = "failed"
+            raise Refused(int(fail), "the script says so", "InternalServerError")
+        prompt_ids = engine.prompt_of(path, body)
+        record.prompt_ids = prompt_ids
+        wish = engine.check(path, body, prompt_ids)
+        dialect = DIALECTS[path](body, prompt_ids, record.number, engine.script)
+        self.stream = Stream(self, record, dialect, pieces(prompt_ids, wish, engine.script), fail)
+        self.stream.begin()
+
+    def send_json(self, value: Any, status: int = 200) -> None:
+        self.send(json_bytes(value), status, "application/json")
+
+    def send(self, body: bytes, status: int, content_type: str) -> None:
+        head = (
+            f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\nserver: uvicorn\r\n"
+            f"content-length: {len(body)}\r\ncontent-type: {content_type}\r\nvary: Origin\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+
+
+class Stream:
+    """One answer on its way, streamed or collected; a step per token, driven by the loop's clock."""
+
+    def __init__(
+        self, connection: Connection, record: Record, dialect: ChatDialect, answered: Iterator[Piece], fail: str | None
+    ) -> None:
+        self.connection, self.record, self.dialect, self.answered = connection, record, dialect, answered
+        self.engine = connection.engine
+        kind, _, count = (fail or "").partition(":")
+        self.fail, self.fail_after = kind, int(count or 0)
+        self.streamed = bool(record.body.get("stream"))
+        self.collected: list[Piece] = []
+        self.handle: asyncio.Handle | None = None
+        self.loop = asyncio.get_running_loop()
+        self.next_at = self.loop.time()
+
+    def begin(self) -> None:
+        engine = self.engine
+        engine.running += 1
+        engine.peak_running = max(engine.peak_running, engine.running)
+        engine.prompt_tokens += len(self.record.prompt_ids)
+        if self.fail == "hang":
+            return
+        if self.fail == "garbage":
+            self.connection.transport.write(_STREAM_HEAD)
+            self.write(b"data: {\xff\xfe not json\n\nwhat: is this\n\n")
+            self.end("failed")
+            self.connection.transport.close()
+            return
+        if self.streamed:
+            self.connection.transport.write(_STREAM_HEAD)
+        self.later(engine.script.prefill_ms or engine.script.pace_ms, self.open_answer)
+
+    def later(self, milliseconds: float, step: Callable[[], None]) -> None:
+        if milliseconds <= 0:
+            self.handle = self.loop.call_soon(step)
+        else:
+            self.next_at += milliseconds / 1000
+            self.handle = self.loop.call_at(self.next_at, step)
+
+    def go_on(self) -> None:
+        if self.handle is None and self.fail not in ("hang", "hang_after"):
+            self.later(0, self.step)
+
+    def open_answer(self) -> None:
+        if self.dialect.tools:
+            self.collected = list(itertools.islice(self.answered, 1))
+            if self.streamed:
+                self.write(self.dialect.opening() + b"".join(self.dialect.tool_frames()))
+            return self.finish()
+        if self.streamed:
+            opening = self.dialect.opening()
+            if opening:
+                self.write(opening)
+        return self.step()
+
+    def step(self) -> None:
+        self.handle = None
+        frames = []
+        for _ in range(self.engine.script.batch):
+            if self.fail and self.record.tokens_sent >= self.fail_after:
+                self.write(b"".join(frames))
+                return self.break_off()
+            piece = next(self.answered)
+            self.record.tokens_sent += 1
+            if self.streamed:
+                frames.append(self.dialect.last(piece) if piece.finish_reason else self.dialect.delta(piece))
+            else:
+                self.collected.append(piece)
+            if piece.finish_reason:
+                self.write(b"".join(frames))
+                return self.finish(piece)
+        self.write(b"".join(frames))
+        if self.connection.writable:
+            self.later(self.engine.script.pace_ms, self.step)
+        return None
+
+    def break_off(self) -> None:
+        if self.fail == "error_after":
+            error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
+            self.write(_data({"error": error}) + b"data: [DONE]\n\n")
+            self.connection.transport.write(b"0\r\n\r\n")
+            self.end("failed")
+            self.connection.stream = None
+        elif self.fail == "close_after":
+            self.end("failed")
+            self.connection.transport.abort()
+
+    def finish(self, last: Piece | None = None) -> None:
+        count = max(1, self.record.tokens_sent)
+        self.engine.finished[(last.finish_reason if last else None) or "stop"] += 1
+        # Ended before the last bytes leave: whoever has read the answer finds it finished.
+        self.end("finished")
+        if self.streamed:
+            self.write(self.dialect.closing(count))
+            self.connection.transport.write(b"0\r\n\r\n")
+        else:
+            self.connection.send_json(self.dialect.whole(self.collected))
+        self.connection.stream = None
+        self.connection.take_requests()
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        size = self.engine.script.split_bytes or len(data)
+        for at in range(0, len(data), size):
+            part = data[at : at + size]
+            self.connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def end(self, state: str) -> None:
+        if self.record.state != "running":
+            return
+        if self.handle is not None:
+            self.handle.cancel()
+        self.record.state = state
+        self.record.ended_at = time.time()
+        self.engine.running -= 1
+        self.engine.generated_tokens += self.record.tokens_sent
+        if state == "aborted":
+            self.engine.finished["abort"] += 1
+
+
+# Running it -----------------------------------------------------------------------------------------------------------
+
+
+async def listen(engine: FakeEngine, host: str, port: int, uds: str | None) -> tuple[asyncio.Server, set[Connection]]:
+    loop = asyncio.get_running_loop()
+    connections: set[Connection] = set()
+    if uds is not None:
+        Path(uds).unlink(missing_ok=True)
+        return await loop.create_unix_server(lambda: Connection(engine, connections), uds, backlog=1024), connections
+    made = await loop.create_server(lambda: Connection(engine, connections), host, port, backlog=1024)
+    return made, connections
+
+
+class FakeWorker:
+    """The scripted worker in a thread of its own: `with FakeWorker() as worker: worker.url`.
+
+    After `stop` (connections are cut, as by a crash) `start` serves at the same address again. Fields of `Script` are
+    keywords, also of `script()`; `plan` overrides fields of the plan, `plan={"version": None}` serves none.
+    """
+
+    def __init__(
+        self,
+        *,
+        uds: str | Path | None = None,
+        port: int = 0,
+        model: str = "fake",
+        context_tokens: int = 8192,
+        seats: int = 16,
+        plan: Mapping[str, Any] | None = None,
+        **script: Any,
+    ) -> None:
+        self.engine = FakeEngine(
+            Script(**script), model=model, context_tokens=context_tokens, seats=seats, plan=plan or {}
+        )
+        self.uds = None if uds is None else str(uds)
+        self.port = port
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}" if self.uds is None else f"unix:{self.uds}"
+
+    @property
+    def requests(self) -> list[Record]:
+        """Everything received so far, oldest first."""
+        return list(self.engine.records)
+
+    @property
+    def generations(self) -> list[Record]:
+        return [record for record in self.requests if record.path in DIALECTS]
+
+    def script(self, **changes: Any) -> None:
+        self.engine.script = Script(**(asdict(self.engine.script) | changes))
+
+    async def until(self, true: Callable[[FakeWorker], Any], within_seconds: float = 5.0) -> Any:
+        """Wait until `true(worker)` is, and return it; e.g. `await worker.until(lambda w: w.generations)`."""
+        async with asyncio.timeout(within_seconds):
+            while not (value := true(self)):  # noqa: ASYNC110 - it lives in another thread
+                await asyncio.sleep(0.002)
+        return value
+
+    def start(self) -> FakeWorker:
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="fake-worker", daemon=True)
+        self._thread.start()
+        if not started.wait(10):
+            raise RuntimeError("the scripted worker did not start")
+        return self
+
+    def stop(self) -> None:
+        if self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(10)
+        self._thread = None
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.run(self._serve(started))
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server, connections = await listen(self.engine, "127.0.0.1", self.port, self.uds)
+        if self.uds is None:
+            self.port = server.sockets[0].getsockname()[1]
+        started.set()
+        await self._stopping.wait()
+        server.close()
+        for connection in list(connections):
+            connection.transport.abort()
+        await server.wait_closed()
+        await asyncio.sleep(0)  # connection_lost runs in the next step
+
+    def __enter__(self) -> FakeWorker:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    script = Script(pace_ms=arguments.pace_ms, prefill_ms=arguments.prefill_ms)
+    engine = FakeEngine(script, model=arguments.model, context_tokens=arguments.context, seats=arguments.seats, plan={})
+    server, _ = await listen(engine, arguments.host, arguments.port, arguments.uds)
+    where = arguments.uds or "http://{}:{}".format(*server.sockets[0].getsockname())
+    print(f"scripted worker at {where}", flush=True)
+    await server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fake_worker", description="A scripted vLLM.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--uds", help="listen on this Unix socket instead")
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--seats", type=int, default=16)
+    parser.add_argument("--pace-ms", type=float, default=0.0, help="time between two tokens of one answer")
+    parser.add_argument("--prefill-ms", type=float, default=0.0, help="time before the first token")
+    arguments = parser.parse_args()
+    run: Callable[[Awaitable[None]], None] = asyncio.run  # type: ignore[assignment]
+    try:
+        import uvloop
+
+        run = uvloop.run  # type: ignore[assignment]
+    except ImportError:
+        pass
+    try:
+        run(serve(arguments))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
