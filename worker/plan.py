@@ -1,0 +1,437 @@
+"""Pure: what the hardware, the model and the wishes make of vLLM's flags, its environment and its capacity.
+
+Asks nothing, starts nothing. Memory is decided in bytes, capacity is told in tokens and seats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worker.hardware import Card, Hardware
+from worker.model import Model
+from worker.refusal import BadConfiguration
+
+GIB = 1 << 30
+VERSION = 1
+GENERATION_DEFAULTS = {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
+LIVELY_TOKENS = 2048  # what a seat's conversation holds on average
+LONG_CONVERSATIONS = 2  # how many of full length must fit side by side before the context is shortened
+LEAST_CONTEXT = 2048  # below this nobody can chat
+CONTEXT_STEP = 256
+CPU_SEATS = 16
+CPU_OVERHEAD_BYTES = 2 * GIB  # 1.2 GiB measured for server and engine; the rest is activations and headroom
+CUDA_OVERHEAD_BYTES = 2 * GIB  # CUDA context, graphs, allocator
+CUDA_BATCH_TOKENS = 8192  # the batch that vLLM profiles with
+CUDA_MARGIN_BYTES = GIB // 2  # free memory that vLLM leaves on the card
+CUDA_SHARE = 0.92
+CUDA_SEATS = (8, 128)
+OLDEST_CAPABILITY = (7, 5)
+LONG_PREFILL_TOKENS = 512
+DRAIN_SECONDS = 20
+
+# The texts by which a chat template shows which calls of tools the model writes; the first that is found decides.
+TOOL_PARSERS = (
+    ("<arg_key>", "glm45"),
+    ("<function=", "qwen3_coder"),
+    ("<tool_call>", "hermes"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|tool_calls_section_begin|>", "kimi_k2"),
+    ("<|channel|>", "openai"),
+    ("<|tool_call|>", "granite"),
+    ("ipython", "llama3_json"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the person asked for, and where things of ours lie."""
+
+    seats: int | None = None
+    context_tokens: int | None = None
+    compile: bool = False
+    import_path: tuple[Path, ...] = ()
+    """Folders that vLLM's Python needs to find our plug-in."""
+    cache: Path | None = None
+    """Where vLLM keeps what it compiles; None: its own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    choice: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    context_tokens: int
+    seats: int
+    kv_tokens: int
+    kv_bytes: int
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    kind: str
+    name: str
+    memory_bytes: int
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    model: Model
+    device: Device
+    dtype: str
+    capacity: Capacity
+    tool_parser: str | None
+    generation_defaults: Mapping[str, float]
+    flags: tuple[str, ...]
+    environment: Mapping[str, str]
+    reasons: tuple[Reason, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan that gateway, page and metrics read; the fields are a contract, counted by `version`."""
+        model, capacity, device = self.model, self.capacity, self.device
+        return {
+            "version": VERSION,
+            "model": {
+                "id": model.id,
+                "path": str(model.path),
+                "architecture": model.architecture,
+                "parameters": model.weights.parameters,
+                "weight_bytes": model.weights.loaded_bytes,
+                "dtype": self.dtype,
+                "demo": model.demo,
+            },
+            "device": {
+                "kind": device.kind,
+                "name": device.name,
+                "memory_bytes": device.memory_bytes,
+                "cores": device.cores,
+            },
+            "context_tokens": capacity.context_tokens,
+            "seats": capacity.seats,
+            "kv_tokens": capacity.kv_tokens,
+            "kv_bytes": capacity.kv_bytes,
+            "block_tokens": capacity.block_tokens,
+            "added_tokens": list(model.added_tokens),
+            "tool_parser": self.tool_parser,
+            "vision": model.vision,
+            "generation_defaults": dict(self.generation_defaults),
+            "flags": list(self.flags),
+            "environment": dict(self.environment),
+            "reasons": [{"choice": r.choice, "value": r.value, "reason": r.reason} for r in self.reasons],
+        }
+
+
+def plan(hardware: Hardware, model: Model, wishes: Wishes) -> Plan:
+    """Raises BadConfiguration when the model does not fit or a wish cannot be granted."""
+    check_wishes(model, wishes)
+    side = plan_cuda(hardware, model, wishes) if on_card(hardware) else plan_cpu(hardware, model, wishes)
+    parser = tool_parser(model, side.notes)
+    note_template(model, side.notes)
+    return Plan(
+        model=model,
+        device=side.device,
+        dtype=side.dtype,
+        capacity=side.capacity,
+        tool_parser=parser,
+        generation_defaults={**GENERATION_DEFAULTS, **model.generation_defaults},
+        flags=(*common_flags(model, side), *tool_flags(parser), *side.flags),
+        environment={**common_environment(wishes), **side.environment},
+        reasons=tuple(side.notes.reasons),
+    )
+
+
+def on_card(hardware: Hardware) -> bool:
+    return bool(hardware.cards) and hardware.engine != "cpu"
+
+
+def check_wishes(model: Model, wishes: Wishes) -> None:
+    if wishes.context_tokens and wishes.context_tokens > model.context_tokens:
+        raise BadConfiguration(
+            f"--context {wishes.context_tokens} is longer than the {model.context_tokens} tokens that the model was "
+            f"made for: {model.path}. Ask for less."
+        )
+
+
+# --- what both sides share ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Notes:
+    """Collects the reasons while a plan is made; never leaves it."""
+
+    reasons: list[Reason] = field(default_factory=list)
+
+    def add(self, choice: str, value: object, reason: str) -> None:
+        self.reasons.append(Reason(choice, str(value), reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the CPU or the card decides."""
+
+    device: Device
+    dtype: str
+    capacity: Capacity
+    flags: tuple[str, ...]
+    environment: Mapping[str, str]
+    notes: Notes
+
+
+def common_flags(model: Model, side: Side) -> tuple[str, ...]:
+    side.notes.add("prefix caching", "sha256", "a repeated history is not computed again; sha256 so that nobody can "
+                   "craft a collision with another person's text")  # fmt: skip
+    side.notes.add("drain", f"{DRAIN_SECONDS} s", "running answers may end after a stop is asked for")
+    return (
+        "--model", str(model.path),
+        "--served-model-name", model.id,
+        "--dtype", side.dtype,
+        "--max-model-len", str(side.capacity.context_tokens),
+        "--max-num-seqs", str(side.capacity.seats),
+        "--enable-prefix-caching",
+        "--prefix-caching-hash-algo", "sha256",
+        "--enable-prompt-tokens-details",
+        "--scheduling-policy", "priority",
+        "--shutdown-timeout", str(DRAIN_SECONDS),
+        "--generation-config", "vllm",
+        "--override-generation-config", json.dumps({"repetition_penalty": GENERATION_DEFAULTS["repetition_penalty"]}),
+        "--max-logprobs", "20",
+        "--disable-uvicorn-access-log",
+    )  # fmt: skip
+
+
+def tool_flags(parser: str | None) -> tuple[str, ...]:
+    return ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
+
+
+def tool_parser(model: Model, notes: Notes) -> str | None:
+    template = model.chat_template or ""
+    if "tools" not in template:
+        notes.add("tool parser", "none", "the model's chat template has no place for tools")
+        return None
+    for mark, parser in TOOL_PARSERS:
+        if mark in template:
+            notes.add("tool parser", parser, f"the chat template writes calls with {mark}")
+            return parser
+    notes.add("tool parser", "none", "the chat template writes calls in a form that is not known here")
+    return None
+
+
+def note_template(model: Model, notes: Notes) -> None:
+    if model.chat_template is None:
+        notes.add("chat template", "none", "the model brings none, so vLLM refuses chat; choose its Instruct variant")
+
+
+def common_environment(wishes: Wishes) -> dict[str, str]:
+    """Nothing leaves the machine; our plug-in is found and allowed."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_PLUGINS": "deskmate",
+        "PYTHONPATH": ":".join(str(path) for path in wishes.import_path),
+    }
+    return environment | ({"VLLM_CACHE_ROOT": str(wishes.cache)} if wishes.cache else {})
+
+
+def seats_of(wishes: Wishes, usual: int, why: str, notes: Notes) -> int:
+    seats = wishes.seats or usual
+    notes.add("seats", seats, "asked for with --seats" if wishes.seats else why)
+    return seats
+
+
+def context_of(model: Model, wishes: Wishes, kv_tokens: int, notes: Notes) -> int:
+    """The model's length, or so much that LONG_CONVERSATIONS of it fit side by side; at least LEAST_CONTEXT."""
+    if wishes.context_tokens:
+        if wishes.context_tokens > kv_tokens:
+            raise too_tight(model, f"--context {wishes.context_tokens} needs more than the {kv_tokens} tokens of KV "
+                            "cache that fit. Ask for less")  # fmt: skip
+        notes.add("context", wishes.context_tokens, "asked for with --context")
+        return wishes.context_tokens
+    shared = max(kv_tokens // LONG_CONVERSATIONS, min(LEAST_CONTEXT, kv_tokens))
+    if model.context_tokens <= shared:
+        notes.add("context", model.context_tokens, "the length that the model was made for; it fits")
+        return model.context_tokens
+    context = shared // CONTEXT_STEP * CONTEXT_STEP
+    if context < LEAST_CONTEXT:
+        raise too_tight(model, f"only {kv_tokens} tokens of KV cache would fit beside the weights. Choose a smaller "
+                        "or quantised model, or free memory")  # fmt: skip
+    notes.add("context", context, f"shorter than the model's {model.context_tokens}: memory holds {kv_tokens} tokens, "
+              f"and {LONG_CONVERSATIONS} conversations of full length shall fit side by side")  # fmt: skip
+    return context
+
+
+def too_tight(model: Model, what: str) -> BadConfiguration:
+    return BadConfiguration(f"not enough memory for {model.path}: {what}.")
+
+
+def gib(size_bytes: float) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def whole_blocks(kv_bytes: int, bytes_per_token: int, block_tokens: int) -> int:
+    """Tokens that fit when memory is handed out in blocks."""
+    return kv_bytes // (bytes_per_token * block_tokens) * block_tokens
+
+
+# --- CPU ------------------------------------------------------------------------------------------------------------
+
+
+def plan_cpu(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
+    notes = Notes()
+    notes.add("device", "cpu", cpu_reason(hardware))
+    notes.add("dtype", "bfloat16", bfloat16_reason(hardware))
+    seats = seats_of(wishes, CPU_SEATS, "enough for a roomful of people; more share the same cores", notes)
+    bytes_per_token = model.kv_values_per_token * 2
+    kv_bytes = cpu_kv_bytes(hardware, model, seats, bytes_per_token, wishes, notes)
+    kv_tokens = whole_blocks(kv_bytes, bytes_per_token, 128)
+    context = context_of(model, wishes, kv_tokens, notes)
+    notes.add("KV tokens", kv_tokens, f"{gib(kv_bytes)} at {bytes_per_token} bytes per token, in blocks of 128")
+    notes.add("long prefill", LONG_PREFILL_TOKENS, "a long prompt is computed in pieces, so that it stalls nobody else")
+    return Side(
+        device=Device("cpu", hardware.processor, hardware.memory_bytes, hardware.cores),
+        dtype="bfloat16",
+        capacity=Capacity(context, seats, kv_tokens, kv_bytes, 128),
+        flags=("--long-prefill-token-threshold", str(LONG_PREFILL_TOKENS), *eager_flags(wishes, notes)),
+        environment=cpu_environment(hardware, kv_bytes, notes),
+        notes=notes,
+    )
+
+
+def cpu_reason(hardware: Hardware) -> str:
+    if hardware.cards:
+        return f"the CPU build of vLLM is installed, so {hardware.cards[0].name} is not used"
+    return f"no NVIDIA card found; {hardware.cores} cores of {hardware.processor}"
+
+
+def bfloat16_reason(hardware: Hardware) -> str:
+    if "avx512_bf16" in hardware.processor_flags or "amx_bf16" in hardware.processor_flags:
+        return "the processor computes with it"
+    if "avx512f" in hardware.processor_flags:
+        return "half the memory of 32 bits; the processor widens it (AVX-512 without BF16: slower)"
+    return "half the memory of 32 bits; the processor has no AVX-512: expect it to be slow"
+
+
+def cpu_kv_bytes(
+    hardware: Hardware, model: Model, seats: int, bytes_per_token: int, wishes: Wishes, notes: Notes
+) -> int:
+    """Whole GiB, as VLLM_CPU_KVCACHE_SPACE is parsed: what the seats want, at most half of what is left beyond one."""
+    needed = model.weights.loaded_bytes + CPU_OVERHEAD_BYTES
+    left = hardware.available_bytes - needed
+    if left < GIB:
+        raise too_tight(model, f"weights {gib(model.weights.loaded_bytes)}, engine {gib(CPU_OVERHEAD_BYTES)} and at least "
+                        f"1 GiB of KV cache are needed, {gib(hardware.available_bytes)} are available. Free memory or "
+                        "choose a smaller model")  # fmt: skip
+    long_tokens = wishes.context_tokens or model.context_tokens
+    wanted_tokens = max(seats * LIVELY_TOKENS, LONG_CONVERSATIONS * long_tokens)
+    wanted = math.ceil(wanted_tokens * bytes_per_token / GIB)
+    most = max(1, left // 2 // GIB)
+    space = min(wanted, most)
+    why = f"for {seats} seats of {LIVELY_TOKENS} tokens or {LONG_CONVERSATIONS} conversations of full length"
+    if wanted > most:
+        why = f"{wanted} GiB would be right {why}, but {gib(left)} are left beside the weights and others live here too"
+    notes.add("KV cache", f"{space} GiB", why)
+    return space * GIB
+
+
+def eager_flags(wishes: Wishes, notes: Notes) -> tuple[str, ...]:
+    if wishes.compile:
+        notes.add("compile", "yes", "asked for: 1.3 to 1.5 times the tokens, ready a minute later")
+        return ()
+    notes.add("compile", "no", "ready a minute sooner; a long-lived worker may want --compile for 1.3 to 1.5 times "
+              "the tokens")  # fmt: skip
+    return ("--enforce-eager",)
+
+
+def cpu_environment(hardware: Hardware, kv_bytes: int, notes: Notes) -> dict[str, str]:
+    notes.add("executor", "in the engine's process", "0.6 GiB less, ready 8 s sooner, and no core is set aside for it")
+    return {
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // GIB),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **preload(hardware.openmp, notes),
+    }
+
+
+def preload(library: Path | None, notes: Notes) -> dict[str, str]:
+    """The loader splits LD_PRELOAD at spaces and colons; a folder with a space is given as a search path instead."""
+    if library is None:
+        notes.add("preload", "none", "the environment has no lib/libiomp5.so: a busy neighbour can stall the engine")
+        return {}
+    if ":" in str(library):
+        notes.add("preload", "none", f"the loader cannot take a path with a colon: {library}")
+        return {}
+    notes.add("preload", library, "without Intel's OpenMP one busy neighbour takes the engine to below 1 token/s")
+    if any(character.isspace() for character in str(library)):
+        return {"LD_PRELOAD": library.name, "LD_LIBRARY_PATH": str(library.parent)}
+    return {"LD_PRELOAD": str(library)}
+
+
+# --- card -----------------------------------------------------------------------------------------------------------
+
+
+def plan_cuda(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
+    card = max(hardware.cards, key=lambda one: one.free_bytes)
+    notes = Notes()
+    notes.add("device", card.name, "the card with the most free memory" if len(hardware.cards) > 1 else "the card found")
+    dtype = cuda_dtype(card, model, notes)
+    share = cuda_share(card, notes)
+    bytes_per_token = model.kv_values_per_token * 2
+    kv_bytes = cuda_kv_bytes(card, model, share, notes)
+    kv_tokens = whole_blocks(kv_bytes, bytes_per_token, 16)
+    context = context_of(model, wishes, kv_tokens, notes)
+    least, most = CUDA_SEATS
+    seats = seats_of(wishes, min(most, max(least, kv_tokens // LIVELY_TOKENS)),
+                     f"{kv_tokens} KV tokens at {LIVELY_TOKENS} per conversation, within {least} to {most}", notes)  # fmt: skip
+    return Side(
+        device=Device("cuda", card.name, card.total_bytes, hardware.cores),
+        dtype=dtype,
+        capacity=Capacity(context, seats, kv_tokens, kv_bytes, 16),
+        flags=("--gpu-memory-utilization", f"{share:.2f}"),
+        environment={"CUDA_VISIBLE_DEVICES": card.uuid},
+        notes=notes,
+    )
+
+
+def cuda_dtype(card: Card, model: Model, notes: Notes) -> str:
+    major, minor = card.capability
+    if card.capability < OLDEST_CAPABILITY:
+        raise BadConfiguration(
+            f"{card.name} has compute capability {major}.{minor}; vLLM needs 7.5 or newer. Install the CPU build to "
+            f"serve {model.path} on the processor."
+        )
+    dtype = "bfloat16" if card.capability >= (8, 0) else "float16"
+    notes.add("dtype", dtype, f"compute capability {major}.{minor}; bfloat16 begins at 8.0")
+    return dtype
+
+
+def cuda_share(card: Card, notes: Notes) -> float:
+    """The share of the whole card that vLLM may take; rounded down, because it refuses what is not free."""
+    room = min(CUDA_SHARE * card.total_bytes, card.free_bytes - CUDA_MARGIN_BYTES)
+    share = math.floor(max(0.0, room) / card.total_bytes * 100) / 100
+    notes.add("memory share", f"{share:.2f}", f"{gib(card.free_bytes)} of {gib(card.total_bytes)} are free; taken at the "
+              "start, it never grows")  # fmt: skip
+    return share
+
+
+def cuda_kv_bytes(card: Card, model: Model, share: float, notes: Notes) -> int:
+    """An estimate; vLLM measures its own need at the start and the real number stands in its metrics."""
+    activations = CUDA_BATCH_TOKENS * model.hidden * 16 + 256 * model.vocabulary * 4
+    left = int(share * card.total_bytes) - model.weights.loaded_bytes - CUDA_OVERHEAD_BYTES - activations
+    if left <= 0:
+        raise too_tight(model, f"weights {gib(model.weights.loaded_bytes)} and {gib(CUDA_OVERHEAD_BYTES + activations)} to "
+                        f"work with are needed, {gib(card.free_bytes)} of {card.name}'s {gib(card.total_bytes)} are free. "
+                        "Choose a smaller or quantised model, or free the card")  # fmt: skip
+    notes.add("KV cache", gib(left), f"what weights ({gib(model.weights.loaded_bytes)}) and work "
+              f"({gib(CUDA_OVERHEAD_BYTES + activations)}) leave of the share; an estimate")  # fmt: skip
+    return left
