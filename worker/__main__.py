@@ -46,16 +46,20 @@ def run(options: argparse.Namespace) -> int:
     place.make_free()
     if options.plan_file:
         write_atomically(options.plan_file, made.to_json())
-    become_vllm(made, place.flags())
+    return become_vllm(made, place.flags())
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m worker", description="Serves one model directory with vLLM.")
-    result.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with config.json and safetensors")
+    result.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="folder with config.json and safetensors"
+    )
     result.add_argument("--served-name", metavar="NAME", help="the model's name for clients (default: the folder's)")
     result.add_argument("--seats", type=positive, metavar="N", help="requests that run at the same time")
     result.add_argument("--context", type=positive, metavar="TOKENS", help="longest prompt and answer together")
-    result.add_argument("--compile", action="store_true", help="on CPU: ready a minute later, 1.3 to 1.5 times the tokens")
+    result.add_argument(
+        "--compile", action="store_true", help="on CPU: ready a minute later, 1.3 to 1.5 times the tokens"
+    )
     result.add_argument("--explain", action="store_true", help="print the plan with its reasons and start nothing")
     result.add_argument("--json", action="store_true", help="with --explain: as JSON")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -84,9 +88,13 @@ def wishes(options: argparse.Namespace, environment: Mapping[str, str]) -> Wishe
 
 def check_engine(hardware: Hardware) -> None:
     if hardware.engine is None:
-        raise Unavailable(f"vLLM is not installed in {sys.prefix}. Run `./deskmate up`, or `./deskmate doctor` to see why.")
+        raise Unavailable(
+            f"vLLM is not installed in {sys.prefix}. Run `./deskmate up`, or `./deskmate doctor` to see why."
+        )
     if hardware.engine == "cuda" and not hardware.cards:
-        raise Unavailable("the installed vLLM needs an NVIDIA card and none is visible. Install the driver or the CPU build.")
+        raise Unavailable(
+            "the installed vLLM needs an NVIDIA card and none is visible. Install the driver or the CPU build."
+        )
 
 
 def table(made: Plan) -> str:
@@ -111,14 +119,16 @@ def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(value), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise Unavailable(f"cannot write the plan to {path}: {error.strerror}. Give --plan-file another path.") from None
+        raise Unavailable(
+            f"cannot write the plan to {path}: {error.strerror}. Give --plan-file another path."
+        ) from None
 
 
 def become_vllm(made: Plan, listen_flags: tuple[str, ...]) -> NoReturn:
     """The same process id from here on. The plan travels by an open, unnamed file."""
     environment = child_environment(os.environ, made.environment)
     environment[PLAN_DESCRIPTOR] = str(open_file_with(json.dumps(made.to_json()).encode()))
-    os.execve(sys.executable, [sys.executable, *SERVER, *made.flags, *listen_flags], environment)
+    os.execve(sys.executable, [sys.executable, *SERVER, *made.flags, *listen_flags], environment)  # noqa: S606
 
 
 def child_environment(inherited: Mapping[str, str], planned: Mapping[str, str]) -> dict[str, str]:

@@ -64,7 +64,9 @@ class WorkerMetrics(Collector):
         for name, help_text in PLANNED.items():
             yield GaugeMetricFamily(f"deskmate_worker_{name}", help_text, value=self.plan[name])
         model = self.plan["model"]
-        yield GaugeMetricFamily("deskmate_worker_weight_bytes", "Bytes of the loaded weights.", value=model["weight_bytes"])
+        yield GaugeMetricFamily(
+            "deskmate_worker_weight_bytes", "Bytes of the loaded weights.", value=model["weight_bytes"]
+        )
         usage = self.usage()
         if usage:
             yield from memory_metrics(usage)
@@ -106,7 +108,9 @@ def memory_metrics(usage: Usage) -> Iterator[Metric]:
         value=usage.used_bytes,
     )
     yield GaugeMetricFamily(
-        "deskmate_worker_memory_total_bytes", "Memory of the card, or of the machine or container.", value=usage.total_bytes
+        "deskmate_worker_memory_total_bytes",
+        "Memory of the card, or of the machine or container.",
+        value=usage.total_bytes,
     )
     by_process = GaugeMetricFamily(
         "deskmate_worker_memory_process_bytes", "Memory by process, of the same kind.", labels=["pid", "process"]

@@ -1,4 +1,4 @@
-"""Where the worker will listen: refuses a port or socket that is taken, and removes a dead socket. Binds nothing itself."""
+"""Where the worker will listen: refuses a port or socket that is taken, removes a dead socket. Serves nothing itself."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ class OnPort:
                 attempt.bind(address)
                 attempt.listen()
         except socket.gaierror as error:
-            raise Unavailable(f"cannot resolve the host {self.host!r} ({error.strerror}). Give --host an address.") from None
+            raise Unavailable(
+                f"cannot resolve the host {self.host!r} ({error.strerror}). Give --host an address."
+            ) from None
         except PermissionError:
             raise Unavailable(f"port {self.port} may not be opened by this user. Give --port one above 1023.") from None
         except OSError as error:
             owner = owner_of_port(self.port)
             who = f" by process {owner}" if owner else ""
             raise Unavailable(
-                f"port {self.port} on {self.host} is in use{who} ({error.strerror}). Stop it or give --port another one."
+                f"port {self.port} on {self.host} is in use{who}. Stop it or give --port another one."
             ) from None
 
 

@@ -169,7 +169,7 @@ def dictionary_keys(statement: ast.stmt) -> Iterator[str]:
 def context_tokens(text: Json) -> int:
     """The length that the model was made for; a rope scaling that config.json states extends it."""
     length = int(text.get("max_position_embeddings") or text.get("n_positions") or text.get("max_seq_len") or 2048)
-    scaling = text.get("rope_scaling") or {}
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if scaling.get("rope_type", scaling.get("type")) == "yarn":
         original = scaling.get("original_max_position_embeddings", length)
         length = max(length, int(original * float(scaling.get("factor", 1))))
@@ -188,7 +188,9 @@ def kv_values_per_token(text: Json) -> int:
 def attention_layers(text: Json) -> int:
     """Layers that keep keys and values; linear and state-space layers keep a state of fixed size instead."""
     kinds = text.get("layer_types")
-    return sum("attention" in kind and "linear" not in kind for kind in kinds) if kinds else int(text["num_hidden_layers"])
+    return (
+        sum("attention" in kind and "linear" not in kind for kind in kinds) if kinds else int(text["num_hidden_layers"])
+    )
 
 
 # --- weights --------------------------------------------------------------------------------------------------------

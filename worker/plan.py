@@ -329,9 +329,12 @@ def cpu_kv_bytes(
     needed = model.weights.loaded_bytes + CPU_OVERHEAD_BYTES
     left = hardware.available_bytes - needed
     if left < GIB:
-        raise too_tight(model, f"weights {gib(model.weights.loaded_bytes)}, engine {gib(CPU_OVERHEAD_BYTES)} and at least "
-                        f"1 GiB of KV cache are needed, {gib(hardware.available_bytes)} are available. Free memory or "
-                        "choose a smaller model")  # fmt: skip
+        raise too_tight(
+            model,
+            f"{gib(needed + GIB)} are needed (weights {gib(model.weights.loaded_bytes)}, engine "
+            f"{gib(CPU_OVERHEAD_BYTES)}, KV cache from 1 GiB), {gib(hardware.available_bytes)} are available. "
+            "Free memory or choose a smaller model",
+        )
     long_tokens = wishes.context_tokens or model.context_tokens
     wanted_tokens = max(seats * LIVELY_TOKENS, LONG_CONVERSATIONS * long_tokens)
     wanted = math.ceil(wanted_tokens * bytes_per_token / GIB)
@@ -383,7 +386,9 @@ def preload(library: Path | None, notes: Notes) -> dict[str, str]:
 def plan_cuda(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     card = max(hardware.cards, key=lambda one: one.free_bytes)
     notes = Notes()
-    notes.add("device", card.name, "the card with the most free memory" if len(hardware.cards) > 1 else "the card found")
+    notes.add(
+        "device", card.name, "the card with the most free memory" if len(hardware.cards) > 1 else "the card found"
+    )
     dtype = cuda_dtype(card, model, notes)
     share = cuda_share(card, notes)
     bytes_per_token = model.kv_values_per_token * 2
@@ -391,8 +396,9 @@ def plan_cuda(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     kv_tokens = whole_blocks(kv_bytes, bytes_per_token, 16)
     context = context_of(model, wishes, kv_tokens, notes)
     least, most = CUDA_SEATS
-    seats = seats_of(wishes, min(most, max(least, kv_tokens // LIVELY_TOKENS)),
-                     f"{kv_tokens} KV tokens at {LIVELY_TOKENS} per conversation, within {least} to {most}", notes)  # fmt: skip
+    usual = min(most, max(least, kv_tokens // LIVELY_TOKENS))
+    why = f"{kv_tokens} KV tokens at {LIVELY_TOKENS} per conversation, within {least} to {most}"
+    seats = seats_of(wishes, usual, why, notes)
     return Side(
         device=Device("cuda", card.name, card.total_bytes, hardware.cores),
         dtype=dtype,
@@ -419,19 +425,23 @@ def cuda_share(card: Card, notes: Notes) -> float:
     """The share of the whole card that vLLM may take; rounded down, because it refuses what is not free."""
     room = min(CUDA_SHARE * card.total_bytes, card.free_bytes - CUDA_MARGIN_BYTES)
     share = math.floor(max(0.0, room) / card.total_bytes * 100) / 100
-    notes.add("memory share", f"{share:.2f}", f"{gib(card.free_bytes)} of {gib(card.total_bytes)} are free; taken at the "
-              "start, it never grows")  # fmt: skip
+    free = f"{gib(card.free_bytes)} of {gib(card.total_bytes)} are free"
+    notes.add("memory share", f"{share:.2f}", f"{free}; taken at the start, it never grows")
     return share
 
 
 def cuda_kv_bytes(card: Card, model: Model, share: float, notes: Notes) -> int:
     """An estimate; vLLM measures its own need at the start and the real number stands in its metrics."""
     activations = CUDA_BATCH_TOKENS * model.hidden * 16 + 256 * model.vocabulary * 4
-    left = int(share * card.total_bytes) - model.weights.loaded_bytes - CUDA_OVERHEAD_BYTES - activations
+    weights, work = model.weights.loaded_bytes, CUDA_OVERHEAD_BYTES + activations
+    left = int(share * card.total_bytes) - weights - work
     if left <= 0:
-        raise too_tight(model, f"weights {gib(model.weights.loaded_bytes)} and {gib(CUDA_OVERHEAD_BYTES + activations)} to "
-                        f"work with are needed, {gib(card.free_bytes)} of {card.name}'s {gib(card.total_bytes)} are free. "
-                        "Choose a smaller or quantised model, or free the card")  # fmt: skip
-    notes.add("KV cache", gib(left), f"what weights ({gib(model.weights.loaded_bytes)}) and work "
-              f"({gib(CUDA_OVERHEAD_BYTES + activations)}) leave of the share; an estimate")  # fmt: skip
+        raise too_tight(
+            model,
+            f"{gib(weights + work)} are needed (weights {gib(weights)}, work {gib(work)}, and KV cache), "
+            f"{gib(card.free_bytes)} of {card.name}'s {gib(card.total_bytes)} are free. "
+            "Choose a smaller or quantised model, or free the card",
+        )
+    why = f"what weights ({gib(weights)}) and work ({gib(work)}) leave of the share; vLLM measures the real number"
+    notes.add("KV cache", gib(left), why)
     return left

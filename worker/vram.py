@@ -1,4 +1,4 @@
-"""Memory in use, for Prometheus: a card's over NVML, on CPU what the server and its engine hold. Knows no metric names."""
+"""Memory in use, for Prometheus: a card's over NVML, on CPU what server and engine hold. Knows no metric names."""
 
 from __future__ import annotations
 
