@@ -1,0 +1,76 @@
+// The box to ask in: typing, sending, stopping, the token count. Knows nothing of conversations or the network.
+import { h, icon } from "./dom.js";
+import { say, sayAttribute } from "./i18n.js";
+
+const TALLEST_PX = 220;
+
+export function createComposer({ onAsk, onStop, onInput }) {
+  const box = h("textarea", { id: "ask", rows: "1", label: "question", placeholder: "ask", autocomplete: "off" });
+  const tokens = h("span", { class: "tokens", tip: "tokens_meter" });
+  const send = h("button", { type: "submit", class: "round send", tip: "send", disabled: true }, icon("send"));
+  const stop = h("button", { type: "button", class: "round stop", tip: "stop", hidden: true, on: { click: onStop } }, icon("stop"));
+  const form = h("form", { class: "composer" },
+    h("div", { class: "box" }, box, h("div", { class: "box-foot" }, tokens, send, stop)),
+    h("p", { class: "fine hint" }, h("span", { class: "keys", say: "keys_hint" }), h("span", { say: "may_err" })));
+
+  let running = false;
+  let context = null;
+
+  function fit() {
+    box.style.height = "auto";
+    box.style.height = `${Math.min(TALLEST_PX, box.scrollHeight)}px`;
+  }
+
+  function changed() {
+    fit();
+    send.disabled = running || !box.value.trim();
+    onInput();
+  }
+
+  function submit(event) {
+    event?.preventDefault();
+    if (!send.disabled) onAsk(box.value.trim());
+  }
+
+  function pressed(event) {
+    const composing = event.isComposing || event.keyCode === 229; // an input method's Enter picks a word
+    if (event.key === "Enter" && !event.shiftKey && !composing) submit(event);
+    if (event.key === "Escape" && !composing && running) onStop();
+  }
+
+  form.addEventListener("submit", submit);
+  box.addEventListener("input", changed);
+  box.addEventListener("keydown", pressed);
+
+  function setText(text) {
+    box.value = text;
+    changed();
+  }
+
+  function setRunning(on) {
+    const hadFocus = [send, stop].includes(document.activeElement);
+    running = on;
+    send.hidden = on;
+    stop.hidden = !on;
+    send.disabled = on || !box.value.trim();
+    if (hadFocus) box.focus();
+  }
+
+  function setTokens(used) {
+    tokens.classList.toggle("over", context !== null && used !== null && used > context);
+    tokens.classList.toggle("near", context !== null && used !== null && used > 0.85 * context);
+    if (context !== null) say(tokens, "tokens_of", { used, limit: context });
+  }
+
+  return {
+    node: form,
+    text: () => box.value.trim(),
+    clear: () => setText(""),
+    suggest: (text) => (setText(text), box.focus()),
+    focus: () => box.focus(),
+    setRunning,
+    setTokens,
+    setContext: (limit) => ((context = limit), setTokens(null)),
+    setNoTrace: (on) => sayAttribute(box, "placeholder", on ? "ask_no_trace" : "ask"),
+  };
+}

@@ -1,0 +1,125 @@
+// The bubbles of a conversation: a question as typed, an answer as it grows. Knows turns; not where they come from.
+import { copyButton, h } from "./dom.js";
+import { errorCard } from "./errors.js";
+import { say } from "./i18n.js";
+import { isOver, tokensPerSecond } from "./turn.js";
+
+const PAINT_EVERY_MS = 100;
+
+export function question(text) {
+  return h("article", { class: "message question" },
+    h("h3", { class: "visually-hidden", say: "you" }),
+    h("div", { class: "bubble", text }));
+}
+
+/** An answer's bubble: `show(turn)` on every change, `fail(error, retry)`, `pause(key)` while the connection is away. */
+export function createAnswer(render) {
+  const body = h("div", { class: "markdown" });
+  const state = h("p", { class: "state" });
+  const foot = h("footer", { class: "answer-foot" });
+  const bubble = h("div", { class: "bubble" }, body, state, foot);
+  const node = h("article", { class: "message answer" }, h("h3", { class: "visually-hidden", say: "answer" }), bubble);
+  const paint = painter(body, render);
+  let text = "";
+
+  function show(turn) {
+    text = turn.text;
+    node.dataset.status = turn.status;
+    paint(text, isOver(turn));
+    tellState(state, turn);
+    if (isOver(turn)) foot.replaceChildren(...footOf(turn, () => text));
+    if (turn.status === "failed") fail(turn.error ?? { message: "" }, null);
+  }
+
+  function fail(error, retry) {
+    node.dataset.status = "failed";
+    state.hidden = true;
+    bubble.querySelector(".error-card")?.remove();
+    foot.before(errorCard(error, retry && (() => (bubble.querySelector(".error-card").remove(), retry()))));
+  }
+
+  const pause = (key) => ((state.hidden = false), say(state, key));
+  return { node, show, fail, pause };
+}
+
+/** Renders at once what comes rarely and at most every PAINT_EVERY_MS what comes fast; slower still for slow renders. */
+function painter(body, render) {
+  let painted = "", wanted = "", timer = null, nextAt = 0;
+  function paint() {
+    timer = null;
+    if (wanted === painted) return;
+    const started = performance.now();
+    replaceChanged(body, decorate(render(wanted)));
+    painted = wanted;
+    nextAt = performance.now() + Math.max(PAINT_EVERY_MS, 5 * (performance.now() - started));
+    body.dispatchEvent(new CustomEvent("grown", { bubbles: true }));
+  }
+  return (text, final) => {
+    wanted = text;
+    const wait = nextAt - performance.now();
+    if (final || wait <= 0) clearTimeout(timer), paint();
+    else timer ??= setTimeout(paint, wait);
+  };
+}
+
+/** Leaves the blocks that did not change in place, so that a selection or a scrolled code block survives. */
+function replaceChanged(body, fresh) {
+  const blocks = [...fresh.childNodes];
+  const old = [...body.childNodes];
+  let same = 0;
+  while (same < blocks.length && same < old.length && old[same].isEqualNode(blocks[same])) same++;
+  old.slice(same).forEach((node) => node.remove());
+  body.append(...blocks.slice(same));
+}
+
+function decorate(fragment) {
+  for (const code of fragment.querySelectorAll("pre > code")) {
+    const language = /^language-([\w+#.-]{1,20})$/.exec(code.className)?.[1] ?? "";
+    const frame = h("div", { class: "code" },
+      h("div", { class: "code-head" }, h("span", { text: language }), copyButton(() => code.textContent, "copy_code")));
+    code.parentNode.replaceWith(frame);
+    frame.append(h("pre", { tabindex: "0" }, code));
+  }
+  for (const table of fragment.querySelectorAll("table")) {
+    const frame = h("div", { class: "table-frame", tabindex: "0" });
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  return fragment;
+}
+
+function tellState(node, turn) {
+  const text = stateText(turn);
+  node.hidden = text === null;
+  if (text) say(node, ...text);
+}
+
+/** The line under an answer, as [key, values]; null when the answer speaks for itself. */
+export function stateText(turn) {
+  if (turn.progress) return [`progress_${turn.progress}`];
+  switch (turn.status) {
+    case "queued":
+      return turn.position ? ["place", { position: turn.position, seconds: turn.etaSeconds }] : ["queued"];
+    case "cancelled":
+      return ["stopped"];
+    case "incomplete":
+      return [turn.reason === "max_output_tokens" ? "cut_length" : "incomplete"];
+    case "completed":
+      return turn.text ? null : ["empty_answer"];
+    case "writing":
+    case "failed":
+      return null;
+    default:
+      return [turn.status];
+  }
+}
+
+function footOf(turn, text) {
+  if (!turn.text) return [];
+  const speed = tokensPerSecond(turn);
+  return [
+    copyButton(text, "copy_answer"),
+    turn.usage ? h("span", { say: ["usage", { input: turn.usage.input_tokens, output: turn.usage.output_tokens }] }) : null,
+    speed ? h("span", { say: ["speed", { speed }] }) : null,
+  ].filter(Boolean);
+}
