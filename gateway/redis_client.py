@@ -1,0 +1,146 @@
+"""How the gateway speaks to Redis: connects, runs the scripts of `lua/`, tells its troubles in our words.
+
+Knows no key and no script by name. A call is sent once: what a lost reply means, only its caller can know.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+from gateway.errors import StorageDown, StorageFull, Unavailable
+from gateway.settings import Settings
+
+LUA = Path(__file__).with_name("lua")
+INCLUDE = "-- include "
+
+Argument = str | bytes | int | float
+
+
+class RedisClient:
+    """One installation's Redis. Raises StorageDown and StorageFull as `Conversations` promises.
+
+    A cancelled or late call drops its connection, so no later call can receive its reply.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        password: str | None = None,
+        *,
+        timeout_seconds: float = 2.0,
+        connections: int = 64,
+        lua: Path = LUA,
+    ) -> None:
+        # redis-py's own retries would send a write twice, and its socket_timeout swallows cancellation on Python 3.11:
+        # neither is used, one asyncio.timeout() stands around each call instead.
+        pool = BlockingConnectionPool.from_url(
+            url,
+            password=password,
+            max_connections=connections,
+            timeout=timeout_seconds,
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            protocol=2,
+            driver_info=None,
+        )
+        self._redis = Redis.from_pool(pool)
+        self._redis.response_callbacks.clear()  # replies stay as they came, the same on every version
+        self._send: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        self._timeout_seconds = timeout_seconds
+        self._scripts = load_scripts(lua)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "RedisClient":
+        file = settings.redis_password_file
+        return cls(settings.redis_url, file.read_text().strip() if file else None)
+
+    async def call(self, *command: Argument) -> Any:
+        """One plain command; replies are bytes, numbers, None and lists of them."""
+        return await self._translated(self._send(*command))
+
+    async def run(self, script: str, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Any:
+        """Run `lua/<script>.lua` as one atomic step."""
+        return await self._translated(self._evaluate(self._scripts[script], (len(keys), *keys, *args)))
+
+    async def aclose(self) -> None:
+        await self._redis.aclose()
+
+    async def _evaluate(self, script: "Script", rest: Sequence[Argument]) -> Any:
+        try:
+            return await self._send("EVALSHA", script.sha, *rest)
+        except NoScriptError:  # a restarted or flushed server; nothing has run yet
+            return await self._send("EVAL", script.source, *rest)
+
+    async def _translated(self, call: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await call
+        except TimeoutError as error:
+            raise StorageDown(f"Redis did not answer within {self._timeout_seconds:g} s; try again.") from error
+        except (ConnectionError, ResponseError, OSError) as error:
+            if (refusal := refusal_of(error)) is None:
+                raise
+            raise refusal from error
+
+
+def refusal_of(error: Exception) -> Unavailable | None:
+    """Our word for a trouble of Redis; None for an error that is a mistake of ours."""
+    match error:
+        case OutOfMemoryError():
+            return StorageFull("Redis has reached its memory limit; delete conversations or raise `maxmemory`.")
+        case ReadOnlyError():
+            return StorageFull("Redis is a read-only replica; point DESKMATE_REDIS_URL at the primary.")
+        case BusyLoadingError():
+            return StorageDown("Redis is still loading its data; try again in a moment.")
+        case MasterDownError():
+            return StorageDown("Redis is a replica that has lost its primary; try again in a moment.")
+        case NoPermissionError():
+            return StorageDown("Redis refuses our user; check its access rules.")
+        case ConnectionError() if getattr(error, "status_code", None) in ("NOAUTH", "WRONGPASS"):
+            return StorageDown("Redis refuses our password; check DESKMATE_REDIS_PASSWORD_FILE.")
+        case ConnectionError() | OSError():
+            return StorageDown("Redis cannot be reached; try again in a moment.")
+    match str(error).partition(" ")[0]:
+        case "MISCONF" | "NOREPLICAS":
+            return StorageFull("Redis cannot write its data to disk now; free space there, its log says more.")
+        case "BUSY":
+            return StorageDown("Redis is busy with a script that does not end; try again in a moment.")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    source: str
+    sha: str
+
+
+def load_scripts(folder: Path) -> Mapping[str, Script]:
+    """All scripts of the folder by name. A line `-- include NAME` stands for `parts/NAME.lua`."""
+    return {path.stem: _script(path) for path in sorted(folder.glob("*.lua"))}
+
+
+def _script(path: Path) -> Script:
+    lines = [_included(path, line) for line in path.read_text().splitlines()]
+    source = "\n".join(lines)
+    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _included(path: Path, line: str) -> str:
+    if not line.startswith(INCLUDE):
+        return line
+    return (path.parent / "parts" / f"{line.removeprefix(INCLUDE)}.lua").read_text()

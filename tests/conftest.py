@@ -1,0 +1,48 @@
+"""Fixtures that more than one test file needs."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.redis_client import RedisClient
+from tests.servers import BINARIES, RedisServer, find_binary, must_exist
+
+
+@pytest.fixture(scope="session", params=BINARIES)
+def redis_binary(request: pytest.FixtureRequest) -> Path:
+    binary = find_binary(request.param)
+    if binary is None:
+        (pytest.fail if must_exist() else pytest.skip)(f"no {request.param} server on this machine")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def shared_redis_server(redis_binary: Path) -> Iterator[RedisServer]:
+    server = RedisServer(redis_binary)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis_server: RedisServer) -> RedisServer:
+    """An empty server, shared by the session: do not kill it."""
+    shared_redis_server.reset()
+    return shared_redis_server
+
+
+@pytest.fixture
+def mortal_redis_server(redis_binary: Path) -> Iterator[RedisServer]:
+    """A server of the test's own: may be killed and started again."""
+    server = RedisServer(redis_binary)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def redis_client(redis_server: RedisServer) -> AsyncIterator[RedisClient]:
+    client = RedisClient(redis_server.url, redis_server.password)
+    yield client
+    await client.aclose()

