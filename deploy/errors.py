@@ -1,4 +1,4 @@
-"""What can go wrong before or beside the running parts, each with the exit code a script can rely on. The only list of exit codes.
+"""What can go wrong before or beside the running parts, and the exit codes a script can rely on. Knows no part.
 
 Refusal
 ├── UsageError           2   the command line asks for something impossible

@@ -1,4 +1,4 @@
-"""Where packages come from: gives uv the index settings that pip already has. Names one host, PyTorch's own, and asks none."""
+"""Where packages come from: gives uv the index settings that pip has. Names one host, PyTorch's own, and asks none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NOTHING_FOUND = ("no matching distribution", "there is no version of", "was not found in the package registry", "has no wheels with a matching")
+NOTHING_FOUND = (
+    "no matching distribution",
+    "there is no version of",
+    "was not found in the package registry",
+    "has no wheels with a matching",
+)
 
 
 def uv_settings(python: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -48,5 +53,5 @@ def translated(pip: Mapping[str, str]) -> dict[str, str]:
 
 
 def nothing_found(output: str) -> bool:
-    """True when an installer said that an index lacks a version (as against: it could not be reached, a hash differs)."""
+    """True when an installer said that an index lacks a version (not: it cannot be reached, a hash differs)."""
     return any(phrase in output.lower() for phrase in NOTHING_FOUND)

@@ -36,7 +36,7 @@ class Lock:
     file: Path
 
     def stamp(self) -> str:
-        """Changes when the list, Python's minor version or the machine's kind does: then the environment is made anew."""
+        """Changes with the list, Python's minor version or the machine's kind: then the environment is made anew."""
         version = ".".join(platform.python_version_tuple()[:2])
         text = "\0".join((self.name, version, platform.machine(), self.file.read_text()))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -108,7 +108,7 @@ class Environment:
         self._incomplete.unlink()
 
     def _install(self, lock: Lock) -> None:
-        """With uv, which takes seconds; with pip where uv cannot be had. PyTorch's own index only when the others lack it."""
+        """With uv, which takes seconds, else with pip. PyTorch's own index only when the others lack a version."""
         install = self._uv_install if self._has_uv() else self._pip_install
         done = install(lock.file, ())
         if done.code and lock.name == "cpu" and nothing_found(done.output):
@@ -217,7 +217,9 @@ def explanation(lock: Lock, output: str) -> str:
     tail = "\n".join("  " + line for line in output.strip().splitlines()[-12:])
     advice = "Check the network or pip's index settings (`pip config list`), then run the same command again."
     if lock.name == "cpu" and platform.python_version_tuple()[:2] != ("3", "11"):
-        advice = f"The CPU packages are locked for Python 3.11 and this is {platform.python_version()}: install python3.11."
+        advice = (
+            f"The CPU packages are locked for Python 3.11 and this is {platform.python_version()}: install python3.11."
+        )
     return f"cannot install the packages of {lock.file.name}:\n{tail}\n{advice}"
 
 

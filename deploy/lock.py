@@ -1,4 +1,4 @@
-"""Refreshes deploy/locks/*.txt from deploy/locks/*.in (`./deskmate lock`, for developers). Knows nothing of what installs them."""
+"""Refreshes deploy/locks/*.txt from the .in files (`./deskmate lock`, for developers). Installs nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""`./deskmate test`: brings what the tests need and runs every check. Knows commands, not what they check."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import InstallFailed
+from deploy.home import Home
+
+# Debian package → what shows that it is there.
+PACKAGES: dict[str, Callable[[], bool]] = {
+    "redis-server": lambda: shutil.which("redis-server") is not None,
+    "chromium": lambda: shutil.which("chromium") is not None,
+    "prometheus": lambda: shutil.which("promtool") is not None,
+    "fonts-noto-cjk": lambda: any(Path("/usr/share/fonts").rglob("Noto*CJK*")),
+    "nodejs": lambda: shutil.which("node") is not None,
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    command: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    passed: bool
+    seconds: float
+
+
+def missing_packages() -> list[str]:
+    return [package for package, is_there in PACKAGES.items() if not is_there()]
+
+
+def bring_packages() -> None:
+    """Installs missing Debian packages as root, asking first on a terminal; raises InstallFailed where it may not."""
+    missing = missing_packages()
+    if not missing:
+        return
+    command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise InstallFailed(f"the tests need more programs; install them and try again:\n  sudo {' '.join(command)}")
+    if sys.stdin.isatty() and os.environ.get("CI") != "true" and not agreed(missing):
+        raise InstallFailed(f"the tests need: {' '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for step in (["apt-get", "update"], command):
+        if subprocess.run(step, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
+            raise InstallFailed(f"`{' '.join(step)}` failed; see above")
+
+
+def agreed(missing: Sequence[str]) -> bool:
+    return input(f"The tests need the Debian packages {' '.join(missing)}. Install them? [y/N] ").lower() in (
+        "y",
+        "yes",
+    )
+
+
+def checks(root: Path, home: Home, arguments: Sequence[str]) -> list[Check]:
+    """Everything; with arguments only pytest, which they are for."""
+    python = str(home.python)
+    pytest = Check("pytest", (python, "-m", "pytest", *arguments))
+    if arguments:
+        return [pytest]
+    imports = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    web = sorted(str(file.relative_to(root)) for file in (root / "tests" / "web").glob("*.test.mjs"))
+    return [
+        Check("ruff", (python, "-m", "ruff", "check", ".")),
+        Check("format", (python, "-m", "ruff", "format", "--check", ".")),
+        Check("mypy", (python, "-m", "mypy")),
+        *([Check("imports", (python, "-c", imports))] if has_import_contracts(root) else []),
+        *([Check("javascript", ("node", "--test", *web))] if web else []),
+        pytest,
+    ]
+
+
+def has_import_contracts(root: Path) -> bool:
+    return (root / ".importlinter").exists() or "[tool.importlinter]" in (root / "pyproject.toml").read_text()
+
+
+def run_checks(root: Path, home: Home, arguments: Sequence[str]) -> int:
+    """Runs all of them, also after a failure, and closes with a summary."""
+    outcomes = [run_check(root, check) for check in checks(root, home, arguments)]
+    print()
+    for outcome in outcomes:
+        print(f"{'passed' if outcome.passed else 'FAILED':7} {outcome.name:12} {outcome.seconds:6.1f} s")
+    passed = all(outcome.passed for outcome in outcomes)
+    print(f"{'All checks passed' if passed else 'Some checks failed'} in {sum(one.seconds for one in outcomes):.0f} s")
+    return 0 if passed else 1
+
+
+def run_check(root: Path, check: Check) -> Outcome:
+    print(f"\n== {check.name}", flush=True)
+    started = time.monotonic()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")}
+    code = subprocess.run(list(check.command), cwd=root, env=environment, check=False).returncode
+    return Outcome(check.name, code == 0, time.monotonic() - started)

@@ -1,0 +1,292 @@
+"""The command line of `./deskmate`: parses, calls one function, turns a refusal into its exit code. Decides no more."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from deploy import control, http
+from deploy.checks import bring_packages, run_checks
+from deploy.doctor import doctor
+from deploy.errors import EXIT_CODES, BadConfiguration, Refusal, UsageError
+from deploy.home import Home, home_of
+from deploy.indexes import uv_settings
+from deploy.install import Environment, development_lock, runtime_lock
+from deploy.local import Stack, refuse_taken_port
+from deploy.lock import LockFailed, refresh
+from deploy.logs import tail
+from deploy.narrator import Narrator, administrator_link, follow
+from deploy.status import Status, read_status
+from deploy.wishes import Wishes
+
+ROOT = Path(__file__).resolve().parent.parent
+INTERRUPTED = 130
+PASSED_ON = ("user", "key", "test", "bench")  # what follows these words belongs to somebody else
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        return run(arguments, home_of(ROOT, dict(os.environ)))
+    except Refusal as refusal:
+        print(f"deskmate: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+    except LockFailed as failure:
+        print(f"deskmate: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(arguments: list[str], home: Home) -> int:
+    if arguments and arguments[0] in PASSED_ON:
+        return pass_on(arguments[0], arguments[1:], home)
+    options = parser().parse_args(arguments)
+    match options.command:
+        case "up":
+            return up(options, arguments, home)
+        case "down":
+            control.down(home)
+        case "status":
+            control.show_status(home, options.json)
+        case "logs":
+            control.show_logs(home, options.part, options.lines, options.follow)
+        case "doctor":
+            return doctor(home)
+        case "lock":
+            environment(home).ensure(runtime_lock())
+            refresh(home.env / "bin" / "uv", uv_settings(home.python, os.environ))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES)
+    result = argparse.ArgumentParser(
+        prog="./deskmate",
+        description="One GPU, a whole department: starts and looks after Deskmate on this machine.",
+        epilog=f"The data lies in ./var, or where DESKMATE_HOME says.\n\nexit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_up(commands.add_parser("up", help="install what is missing, start everything, keep it running"))
+    commands.add_parser("down", help="stop it in the right order")
+    status = commands.add_parser("status", help="what runs, and how it is")
+    status.add_argument("--json", action="store_true", help="for programs")
+    logs = commands.add_parser("logs", help="what the parts wrote")
+    logs.add_argument("part", nargs="?", metavar="PART", help="redis, gateway or worker; all of them when left out")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    logs.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="so many lines of each (default: 50)")
+    commands.add_parser("user", help="create, list, disable people; a fresh sign-in link")
+    commands.add_parser("key", help="create, list, revoke API keys")
+    commands.add_parser("doctor", help="what is missing and what to do")
+    commands.add_parser("test", help="run every check; with arguments only pytest, with them")
+    commands.add_parser("bench", help="measure: bench relay, bench turn")
+    commands.add_parser("lock", help="for developers: refresh deploy/locks/")
+    return result
+
+
+def add_up(up_parser: argparse.ArgumentParser) -> None:
+    add = up_parser.add_argument
+    add("--detach", action="store_true", help="return when it is ready and leave it running")
+    add("--model", type=Path, metavar="DIR", help="serve this model directory instead of the demo model")
+    add("--seats", type=positive, metavar="N", help="requests that run at the same time (default: planned)")
+    add("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    add("--port", type=positive, metavar="N", help="port to listen on (default: 8000)")
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM); with --tls-key: HTTPS")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    add("--redis-url", metavar="URL", help="use this Redis instead of starting one")
+    add(
+        "--worker-url", action="append", metavar="URL", help="use this vLLM instead of starting one; repeat for several"
+    )
+    add("--supervise", action="store_true", help=argparse.SUPPRESS)  # the process that `--detach` leaves behind
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+# -- up -------------------------------------------------------------------------------------------------------
+
+
+def up(options: argparse.Namespace, arguments: list[str], home: Home) -> int:
+    wishes = wishes_of(options, os.environ)
+    if options.supervise:
+        asyncio.run(Stack(home, ROOT, wishes, os.environ).run())
+        return 0
+    if control.running(home) is None:
+        refuse_taken_port(wishes)
+    prepare(home)
+    return detached(arguments, home, wishes) if options.detach else foreground(home, wishes)
+
+
+def wishes_of(options: argparse.Namespace, given: Mapping[str, str]) -> Wishes:
+    """Options win over DESKMATE_ variables. Refuses what cannot work, before anything is installed."""
+    urls = options.worker_url or [
+        url.strip() for url in given.get("DESKMATE_WORKER_URLS", "").split(",") if url.strip()
+    ]
+    wishes = Wishes(
+        host=options.host or given.get("DESKMATE_HOST") or "127.0.0.1",
+        port=options.port or port_of(given.get("DESKMATE_PORT") or "8000"),
+        model=options.model.absolute() if options.model else None,
+        seats=options.seats,
+        tls_cert=file_of(options.tls_cert, given.get("DESKMATE_TLS_CERT")),
+        tls_key=file_of(options.tls_key, given.get("DESKMATE_TLS_KEY")),
+        redis_url=options.redis_url or given.get("DESKMATE_REDIS_URL"),
+        worker_urls=tuple(urls),
+        public_url=given.get("DESKMATE_PUBLIC_URL"),
+    )
+    refuse_nonsense(wishes)
+    return wishes
+
+
+def refuse_nonsense(wishes: Wishes) -> None:
+    if wishes.model and wishes.worker_urls:
+        raise UsageError("--model starts a worker here and --worker-url uses one elsewhere; give one of them")
+    if wishes.model and not wishes.model.is_dir():
+        raise BadConfiguration(f"--model {wishes.model} is not a directory; give one with config.json and safetensors")
+    if bool(wishes.tls_cert) != bool(wishes.tls_key):
+        raise UsageError("--tls-cert and --tls-key belong together; one of them is missing")
+    for file in filter(None, (wishes.tls_cert, wishes.tls_key)):
+        if not file.is_file():
+            raise BadConfiguration(f"{file} is not a file; give a PEM file to --tls-cert and --tls-key")
+    for url in wishes.worker_urls:
+        try:
+            http.place_of(url)
+        except ValueError as error:
+            raise UsageError(f"--worker-url {error}") from None
+
+
+def port_of(text: str) -> int:
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise BadConfiguration(f"DESKMATE_PORT {error}") from None
+
+
+def file_of(option: Path | None, variable: str | None) -> Path | None:
+    chosen = option or (Path(variable) if variable else None)
+    return chosen.absolute() if chosen else None
+
+
+def prepare(home: Home) -> None:
+    """Makes the environment if need be. TERM interrupts it like Ctrl-C, so that no installer outlives it."""
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        environment(home).ensure(runtime_lock())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def foreground(home: Home, wishes: Wishes) -> int:
+    stack = Stack(home, ROOT, wishes, os.environ)
+    over = threading.Event()
+    teller = threading.Thread(
+        target=follow, args=(lambda: status_of(home, os.getpid()), narrator(home, wishes), lambda status: over.is_set())
+    )
+    teller.start()
+    try:
+        asyncio.run(stack.run())
+    finally:
+        over.set()
+        teller.join()
+    say("Stopped.")
+    return 0
+
+
+def detached(arguments: list[str], home: Home, wishes: Wishes) -> int:
+    """Starts the supervisor in a session of its own and tells its start until it is ready or has failed."""
+    log = home.logs / "supervisor.log"
+    with log.open("wb") as errors:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-P", "-m", "deploy.cli", *arguments, "--supervise"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        follow(
+            lambda: status_of(home, supervisor.pid),
+            narrator(home, wishes),
+            lambda status: supervisor.poll() is not None or bool(status and (status.ready or has_failed(status))),
+        )
+        status = status_of(home, supervisor.pid)
+        if status is not None and status.ready and supervisor.poll() is None:
+            return 0
+    except KeyboardInterrupt:
+        stop(supervisor)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    stop(supervisor)
+    print("\n".join(tail(log, 20)), file=sys.stderr)
+    return supervisor.returncode or 1
+
+
+def has_failed(status: Status) -> bool:
+    return any(part.state == "failed" for part in status.parts)
+
+
+def stop(supervisor: subprocess.Popen[bytes]) -> None:
+    if supervisor.poll() is None:
+        supervisor.send_signal(signal.SIGTERM)
+    supervisor.wait()
+
+
+def status_of(home: Home, pid: int) -> Status | None:
+    status = read_status(home.status_file)
+    return status if status and status.pid == pid else None
+
+
+def narrator(home: Home, wishes: Wishes) -> Narrator:
+    command = control.gateway_command(home, ["user", "link", "--administrator", "--json"])
+    return Narrator(
+        wishes, say, lambda: administrator_link(command, control.gateway_environment(home, ROOT, os.environ), ROOT)
+    )
+
+
+# -- what belongs to somebody else -----------------------------------------------------------------------------
+
+
+def pass_on(word: str, rest: Sequence[str], home: Home) -> int:
+    match word:
+        case "test":
+            bring_packages()
+            environment(home).ensure(runtime_lock(), development_lock())
+            return run_checks(ROOT, home, rest)
+        case "bench":
+            environment(home).ensure(runtime_lock(), development_lock())
+            os.chdir(ROOT)
+            os.execv(home.python, [str(home.python), "-m", "tests.bench", *rest])
+        case _:
+            control.become_gateway_command(home, ROOT, [word, *rest])
+    return 0
+
+
+def environment(home: Home) -> Environment:
+    return Environment(home, say)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

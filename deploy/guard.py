@@ -1,0 +1,35 @@
+"""Ends the parts when the supervisor was killed and could not do it itself. Knows only the records it is sent.
+
+One JSON a line: it reads a pipe whose other end the supervisor holds: when that closes, the supervisor is gone.
+The last record of each name counts; a line of null takes them all back.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+from deploy.processes import Record, end
+
+ORDER = ("gateway", "convert", "worker", "redis")
+PATIENCE_SECONDS = 3.0
+
+
+def main() -> None:
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    records: dict[str, Record] = {}
+    for line in sys.stdin:
+        value = json.loads(line)
+        if value is None:
+            records.clear()
+        else:
+            record = Record(**value)
+            records[record.name] = record
+    for record in sorted(records.values(), key=lambda one: ORDER.index(one.name)):
+        end(record, PATIENCE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
