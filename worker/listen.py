@@ -1,4 +1,4 @@
-"""Where the worker will listen: refuses a port or socket that is taken, removes a dead socket. Serves nothing itself."""
+"""Where the worker will listen: refuses a port or socket that is taken, removes a dead one. Serves nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OnPort:
             ) from None
         except PermissionError:
             raise Unavailable(f"port {self.port} may not be opened by this user. Give --port one above 1023.") from None
-        except OSError as error:
+        except OSError:
             owner = owner_of_port(self.port)
             who = f" by process {owner}" if owner else ""
             raise Unavailable(

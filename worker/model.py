@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from os.path import lexists  # true for a link that leads nowhere: it is there, and cannot be read
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def read_model(folder: Path, served_name: str | None = None) -> Model:
     weights = read_weights(folder)
     tokenizer = read_tokenizer(folder)
     text = config.get("text_config") or config
-    extra = read_json(folder / "deskmate.json") if (folder / "deskmate.json").exists() else {}
+    extra = read_json(folder / "deskmate.json") if lexists(folder / "deskmate.json") else {}
     try:
         return Model(
             id=served_name or folder.resolve().name,
@@ -111,7 +112,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Json:
-    if not path.exists() and not path.is_symlink():
+    if not lexists(path):
         raise BadConfiguration(f"{path.name} is missing: {path}. Give --model a complete model directory.")
     try:
         value = json.loads(path.read_bytes())
@@ -222,7 +223,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise no_weights(folder)
     for name in names:
         path = folder / name
-        if not path.exists() and not path.is_symlink():
+        if not lexists(path):
             raise BadConfiguration(f"a file of the weights is missing: {path}. Download this file.")
     return [folder / name for name in names]
 
@@ -324,7 +325,7 @@ def lying(path: Path, what: str) -> BadConfiguration:
 
 def read_tokenizer(folder: Path) -> tuple[Json, Json]:
     """tokenizer.json and tokenizer_config.json; the first is empty for a tokenizer of another format."""
-    found = next((folder / name for name in TOKENIZER_FILES if (folder / name).exists()), None)
+    found = next((folder / name for name in TOKENIZER_FILES if lexists(folder / name)), None)
     if found is None:
         raise BadConfiguration(
             f"no tokenizer ({', '.join(TOKENIZER_FILES)}) in the model directory: {folder}. Download it."
@@ -334,7 +335,7 @@ def read_tokenizer(folder: Path) -> tuple[Json, Json]:
     except OSError as error:
         raise unreadable(found, error) from None
     config = folder / "tokenizer_config.json"
-    return read_json(found) if found.name == "tokenizer.json" else {}, read_json(config) if config.exists() else {}
+    return read_json(found) if found.name == "tokenizer.json" else {}, read_json(config) if lexists(config) else {}
 
 
 def added_tokens(tokenizer: Json, config: Json) -> tuple[str, ...]:
@@ -350,7 +351,7 @@ def added_tokens(tokenizer: Json, config: Json) -> tuple[str, ...]:
 
 def chat_template(folder: Path, config: Json) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.exists():
+    if lexists(path):
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Which stage of the start a line of vLLM's log begins. Knows lines only; showing the stages is the supervisor's matter."""
+"""Which stage of the start a line of vLLM's log begins. Knows lines only; showing them is the supervisor's matter."""
 
 from __future__ import annotations
 
