@@ -71,10 +71,8 @@ def show_status(home: Home, as_json: bool) -> None:
     status = need_running(home)
     print(f"{'ready' if status.ready else 'not ready'}  {status.address}  {status.model or ''}")
     for part in status.parts:
-        since = time.strftime("%H:%M:%S", time.localtime(part.since))
-        print(
-            f"  {part.name:8} {part.state:10} pid {part.pid or '-':<8} since {since}  restarts {part.restarts}  {part.message}"
-        )
+        since, pid = time.strftime("%H:%M:%S", time.localtime(part.since)), part.pid or "-"
+        print(f"  {part.name:8} {part.state:10} pid {pid:<8} since {since}  restarts {part.restarts}  {part.message}")
     for stage in status.stages:
         if stage.state in ("running", "failed"):
             print(f"  stage {stage.name}: {stage.state} {stage.message}")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deploy import http, redis
 from deploy.errors import AlreadyRunning, BadConfiguration, PortInUse, Refusal
+from deploy.guard import ORDER
 from deploy.home import Home, read_json, remove_folder, secret, socket_folder, write_json, write_private
 from deploy.logs import LogFile
 from deploy.parts import POLL_SECONDS, Child, Command, Keeper, Part, until
@@ -46,7 +47,7 @@ class Stack:
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         self._records: dict[str, Record] = {}
         self._keepers: dict[str, Keeper] = {}
-        self._guard = Guard(root)
+        self._guard = Guard()
         self._failure: Refusal | None = None
         self._plan_before = 0
         self.board: Board
@@ -301,8 +302,7 @@ class Stack:
 class Guard:
     """The process that ends the parts when this one is killed. Its pipe closes with us, whatever ends us."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self) -> None:
         self._known: dict[str, Record] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -322,7 +322,7 @@ class Guard:
     def _started(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "deploy.guard"],
-            env={**os.environ, "PYTHONPATH": str(self._root)},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -381,15 +381,16 @@ def already_running(home: Home) -> AlreadyRunning:
     return AlreadyRunning(f"Deskmate already runs{where} for {home.folder}; `./deskmate down` stops it")
 
 
-def end_left_over(home: Home) -> None:
-    """Ends what a killed supervisor left, by pid and start time, in the order of an orderly stop."""
+def end_left_over(home: Home) -> bool:
+    """Ends what a killed supervisor left, by pid and start time, in the order of a stop. True: there was some."""
     stack = read_json(stack_file(home)) or {"records": [], "sockets": ""}
     records = {record["name"]: Record(**record) for record in stack["records"]}
-    for name in ("gateway", "convert", "worker", "redis"):
-        if record := records.get(name):
-            end(record, LEFT_OVER_PATIENCE_SECONDS)
+    left = [records[name] for name in ORDER if name in records and records[name].left_over()]
+    for record in left:
+        end(record, LEFT_OVER_PATIENCE_SECONDS)
     if stack["sockets"]:
         remove_folder(Path(stack["sockets"]))
+    return bool(left)
 
 
 def refuse_taken_port(wishes: Wishes) -> None:

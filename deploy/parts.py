@@ -1,4 +1,4 @@
-"""One supervised part: started in a session of its own, restarted when it dies, ended with all it started. Knows none by name."""
+"""One supervised part: started in its own session, restarted when it dies, ended whole. Knows no part by name."""
 
 from __future__ import annotations
 
