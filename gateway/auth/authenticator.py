@@ -1,0 +1,146 @@
+"""Who sent this request: an API key or a session cookie becomes a Principal; knows no route's meaning.
+
+An answer of Redis is kept for a second, so a key costs no read per request; what is revoked elsewhere is refused within
+that second, what is revoked through this process at once (`forget`).
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from starlette.requests import Request
+
+from gateway.auth.browser import Cookies, SameOrigin
+from gateway.auth.keys import Key, Keys, is_well_formed
+from gateway.auth.people import People, Person
+from gateway.auth.principal import Principal, Role, Scope
+from gateway.auth.secret import Secrets
+from gateway.auth.sessions import Sessions
+from gateway.errors import Forbidden, Unauthenticated
+from gateway.redis_client import RedisClient
+from gateway.settings import Settings
+
+_KEPT_SECONDS = 1.0
+_KEPT_AT_MOST = 4096
+_SESSION_SCOPES = {
+    Role.MEMBER: frozenset({Scope.CHAT}),
+    Role.ADMINISTRATOR: frozenset({Scope.CHAT, Scope.METRICS, Scope.ADMIN}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A person, and the key they came with, if any, good until `until` on the monotonic clock."""
+
+    person: Person
+    key: Key | None
+    until: float
+
+
+class Authenticator:
+    def __init__(self, redis: RedisClient, secrets: Secrets, settings: Settings) -> None:
+        self.people = People(redis)
+        self.keys = Keys(redis, secrets)
+        self.sessions = Sessions(redis, secrets)
+        self.cookies = Cookies(settings)
+        self.same_origin = SameOrigin(settings)
+        self._secrets = secrets
+        self._delegate_header = settings.delegate_header
+        self._known: dict[str, _Known] = {}  # by full digest, never by a part of a token
+
+    async def principal(self, request: Request) -> Principal:
+        """Raises Unauthenticated, or Forbidden for a cookie on a request another page sent."""
+        if (key := _key_of(request)) is not None:
+            return await self._by_key(key, request)
+        if token := self.cookies.token(request):
+            self.same_origin.require(request)
+            return await self._by_session(token)
+        raise _unauthenticated("No API key was sent. Send 'Authorization: Bearer KEY', or sign in.", "no_api_key")
+
+    def requires(self, scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
+        """A dependency that yields the principal, or raises Forbidden without `scope`."""
+
+        async def principal(request: Request) -> Principal:
+            found = await self.principal(request)
+            if scope not in found.scopes:
+                what = "the key" if found.key else "this account"
+                raise Forbidden(f"This needs the scope '{scope}', which {what} does not have.")
+            return found
+
+        return principal
+
+    def forget(self) -> None:
+        """Read everybody afresh: something was revoked."""
+        self._known.clear()
+
+    async def _by_key(self, text: str, request: Request) -> Principal:
+        if not is_well_formed(text):
+            raise _unauthenticated("This is not an API key of this server.")
+        digest = self._secrets.digest_of_key(text)
+        known = self._still_known(digest) or self._keep(digest, *await self._read_key(digest))
+        key, person = known.key, known.person
+        if key is None or self.keys.is_expired(key):
+            raise _unauthenticated("This API key has expired.")
+        if Scope.DELEGATE in key.scopes and (name := self._delegate(request)):
+            return await self._delegated(person, name, key)
+        return _principal(person, key.scopes, key.id)
+
+    async def _by_session(self, token: str) -> Principal:
+        digest = self._secrets.digest_of_token(token)
+        known = self._still_known(digest) or self._keep(digest, *await self._read_session(digest))
+        return _principal(known.person, _SESSION_SCOPES[known.person.role], None)
+
+    async def _read_key(self, digest: str) -> tuple[Person, Key | None]:
+        key = await self.keys.find(digest)
+        person = await self.people.get(key.user) if key else None
+        if person is None or person.disabled:
+            raise _unauthenticated("This API key is unknown, expired or revoked.")
+        return person, key
+
+    async def _read_session(self, digest: str) -> tuple[Person, None]:
+        user = await self.sessions.user_of(digest)
+        person = await self.people.get(user) if user else None
+        if person is None or person.disabled:
+            raise _unauthenticated("The session has ended; sign in again.", "session_ended")
+        return person, None
+
+    def _still_known(self, digest: str) -> _Known | None:
+        known = self._known.get(digest)
+        return known if known and known.until > time.monotonic() else None
+
+    def _keep(self, digest: str, person: Person, key: Key | None) -> _Known:
+        if len(self._known) >= _KEPT_AT_MOST:
+            self._known.clear()
+        known = self._known[digest] = _Known(person, key, time.monotonic() + _KEPT_SECONDS)
+        return known
+
+    def _delegate(self, request: Request) -> str | None:
+        value = request.headers.get(self._delegate_header) if self._delegate_header else None
+        return value.encode("latin-1").decode("utf-8", "replace") if value else None
+
+    async def _delegated(self, owner: Person, name: str, key: Key) -> Principal:
+        person = await self.people.ensure_delegate(owner, name)
+        if person.disabled:
+            raise _unauthenticated("This person's account is disabled.", "account_disabled")
+        return replace(_principal(person, frozenset({Scope.CHAT}), key.id), department=owner.department)
+
+
+def _key_of(request: Request) -> str | None:
+    """The key a request shows. Anthropic's clients send theirs in `x-api-key`."""
+    shown = request.headers.getlist("authorization")
+    if not shown and request.scope["path"].startswith("/v1/messages"):
+        shown = [f"Bearer {value}" for value in request.headers.getlist("x-api-key")]
+    if not shown:
+        return None
+    scheme, _, key = shown[0].partition(" ")
+    if len(shown) > 1 or scheme.lower() != "bearer":
+        raise _unauthenticated("Send one header 'Authorization: Bearer KEY'.")
+    return key.strip()
+
+
+def _principal(person: Person, scopes: frozenset[Scope], key: str | None) -> Principal:
+    return Principal(person.id, person.name, person.role, scopes, person.department, key)
+
+
+def _unauthenticated(message: str, code: str | None = None) -> Unauthenticated:
+    return Unauthenticated(message, code=code, headers={"www-authenticate": "Bearer"})

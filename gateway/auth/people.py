@@ -1,0 +1,128 @@
+"""The people of an installation in Redis; knows neither how they sign in nor what they may see.
+
+    dm:user:{id}          hash    v name role department disabled created_at password (Argon2, absent without one)
+    dm:username:{folded}  string  id; a name belongs to one person, whatever its case
+    dm:users              zset    id by created_at
+
+A person is never deleted here, only disabled, so these keys have no TTL.
+"""
+
+import secrets
+import time
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.auth.principal import Role
+from gateway.errors import BadRequest
+from gateway.redis_client import RedisClient
+
+LONGEST_NAME = 128
+NAMESPACE = "/"  # stands in the names of people a delegate key speaks for, and in no other
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    id: str
+    name: str
+    role: Role
+    created_at: int
+    department: str | None = None
+    disabled: bool = False
+    password_hash: str | None = None
+    keys: int = 0  # only counted in lists
+
+
+class People:
+    def __init__(self, redis: RedisClient, clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._clock = clock
+
+    async def create(self, name: str, role: Role = Role.MEMBER, department: str | None = None) -> Person:
+        """A new person. Raises BadRequest (`name_taken`, `invalid_value`)."""
+        person, new = await self._ensure(valid_name(name), role, department)
+        if not new:
+            raise BadRequest(f"There is already a person named '{name}'.", code="name_taken", param="name")
+        return person
+
+    async def ensure(self, name: str, role: Role = Role.MEMBER) -> Person:
+        """The person of that name, made with `role` when new. However many ask at once, one is made."""
+        person, _ = await self._ensure(valid_name(name), role, None)
+        return person
+
+    async def ensure_delegate(self, owner: Person, name: str) -> Person:
+        """The person whom `owner`'s front end calls `name`; apart from everybody who signs in here."""
+        if NAMESPACE in owner.name:
+            raise BadRequest("A delegated person cannot delegate.")
+        person, _ = await self._ensure(f"{owner.name}{NAMESPACE}{_clean(name)}", Role.MEMBER, None)
+        return person
+
+    async def get(self, id: str) -> Person | None:
+        fields = await self._redis.call("HGETALL", f"dm:user:{id}")
+        return _person(id, fields) if fields else None
+
+    async def named(self, name: str) -> Person | None:
+        id = await self._redis.call("GET", f"dm:username:{folded(name)}")
+        return await self.get(id.decode()) if id else None
+
+    async def all(self) -> list[Person]:
+        """Everybody, oldest first, with the number of their keys."""
+        rows = await self._redis.run("list_people", ["dm:users"])
+        return [_person(id.decode(), fields, keys) for id, keys, fields in rows]
+
+    async def disable(self, id: str) -> None:
+        """From now on no key, session or link of theirs is good; their sessions end for ever."""
+        await self._redis.run("disable_person", [f"dm:user:{id}", f"dm:sessions:{id}"])
+
+    async def enable(self, id: str) -> None:
+        await self._redis.call("HSET", f"dm:user:{id}", "disabled", 0)
+
+    async def set_password_hash(self, id: str, password_hash: str) -> None:
+        await self._redis.call("HSET", f"dm:user:{id}", "password", password_hash)
+
+    async def _ensure(self, name: str, role: Role, department: str | None) -> tuple[Person, bool]:
+        id = "user_" + secrets.token_hex(12)
+        keys = [f"dm:username:{folded(name)}", f"dm:user:{id}", "dm:users"]
+        args = [id, name, role.value, department or "", int(self._clock())]
+        found = (await self._redis.run("create_person", keys, args)).decode()
+        person = await self.get(found)
+        if person is None:
+            raise RuntimeError(f"dm:username names {found}, but there is no dm:user:{found}")
+        return person, found == id
+
+
+def valid_name(name: str) -> str:
+    """`name` as it is stored. Raises BadRequest."""
+    name = _clean(name)
+    if NAMESPACE in name:
+        raise BadRequest(f"A name cannot contain '{NAMESPACE}'.", param="name")
+    return name
+
+
+def folded(name: str) -> str:
+    """What two names have in common that are one to people."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
+def _clean(name: str) -> str:
+    name = unicodedata.normalize("NFC", name).strip()
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise BadRequest(f"A name has 1 to {LONGEST_NAME} characters.", param="name")
+    if not name.isprintable():
+        raise BadRequest("A name cannot contain control characters.", param="name")
+    return name
+
+
+def _person(id: str, flat: list[Any], keys: int = 0) -> Person:
+    fields = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    return Person(
+        id=id,
+        name=fields["name"],
+        role=Role(fields["role"]),
+        created_at=int(fields["created_at"]),
+        department=fields["department"] or None,
+        disabled=fields["disabled"] == "1",
+        password_hash=fields.get("password"),
+        keys=keys,
+    )

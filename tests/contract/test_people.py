@@ -1,0 +1,236 @@
+"""People, keys, sessions and links on every Redis supported."""
+
+import asyncio
+
+import pytest
+
+from gateway.auth.keys import Keys, new_key
+from gateway.auth.people import People
+from gateway.auth.principal import Role, Scope
+from gateway.auth.secret import Secrets
+from gateway.auth.sessions import ABSOLUTE_SECONDS, IDLE_SECONDS, Sessions
+from gateway.errors import BadRequest
+from gateway.redis_client import RedisClient
+from tests.servers import RedisServer
+
+DAY = 86_400
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 2_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def secrets() -> Secrets:
+    return Secrets(b"s" * 32)
+
+
+@pytest.fixture
+def people(redis_client: RedisClient, clock: Clock) -> People:
+    return People(redis_client, clock)
+
+
+@pytest.fixture
+def keys(redis_client: RedisClient, secrets: Secrets, clock: Clock) -> Keys:
+    return Keys(redis_client, secrets, clock)
+
+
+@pytest.fixture
+def sessions(redis_client: RedisClient, secrets: Secrets, clock: Clock) -> Sessions:
+    return Sessions(redis_client, secrets, clock)
+
+
+async def test_a_person_is_found_by_id_and_by_name_whatever_its_case(people: People) -> None:
+    made = await people.create("Grüße Müller", Role.ADMINISTRATOR, "IT")
+    assert await people.get(made.id) == made
+    assert await people.named("GRÜSSE MU\u0308LLER ") == made
+    assert (made.role, made.department, made.disabled) == (Role.ADMINISTRATOR, "IT", False)
+    assert await people.named("nobody") is None
+
+
+async def test_a_name_is_given_once_however_many_ask_for_it(people: People) -> None:
+    made = await asyncio.gather(*(people.ensure("ann") for _ in range(50)))
+    assert len({person.id for person in made}) == 1
+    assert len(await people.all()) == 1
+    with pytest.raises(BadRequest, match="already a person named 'Ann'"):
+        await people.create("Ann")
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 129, "a\nb", "a\0b", "front/end", "\u202eevil"])
+async def test_an_unusable_name_is_refused(people: People, name: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        await people.create(name)
+    assert refused.value.param == "name"
+    assert await people.all() == []
+
+
+async def test_the_people_are_listed_oldest_first_with_their_keys_counted(
+    people: People, keys: Keys, clock: Clock
+) -> None:
+    for name in ("zoe", "ann"):
+        person = await people.create(name)
+        clock.now += 1
+    await keys.create(person.id)
+    assert [(p.name, p.keys) for p in await people.all()] == [("zoe", 0), ("ann", 1)]
+
+
+async def test_a_delegates_person_is_nobody_who_signs_in_here(people: People) -> None:
+    front_end = await people.create("webui")
+    ann = await people.create("ann")
+    delegate = await people.ensure_delegate(front_end, "ann")
+    assert delegate.id != ann.id and delegate.name == "webui/ann"
+    assert await people.ensure_delegate(front_end, "ANN") == delegate
+    with pytest.raises(BadRequest):
+        await people.ensure_delegate(delegate, "other")
+
+
+async def test_a_key_is_found_by_its_digest_only_and_never_stored(
+    keys: Keys, secrets: Secrets, redis_client: RedisClient
+) -> None:
+    key, text = await keys.create("user_1", "laptop", frozenset({Scope.CHAT, Scope.METRICS}))
+    found = await keys.find(secrets.digest_of_key(text))
+    assert found is not None
+    assert (found.id, found.user, found.name, found.scopes) == (key.id, "user_1", "laptop", key.scopes)
+    assert await keys.find(secrets.digest_of_key(new_key())) is None
+    names = [name.decode() for name in await redis_client.call("KEYS", "*")]
+    assert sorted(names) == sorted([f"dm:key:{secrets.digest_of_key(text)}", "dm:keys", "dm:keys:user_1"])
+    assert text.encode() not in await redis_client.call("DUMP", names[0])
+
+
+async def test_a_revoked_key_opens_nothing_and_is_revoked_once(keys: Keys, secrets: Secrets) -> None:
+    key, text = await keys.create("user_1")
+    assert await keys.revoke(key.id)
+    assert await keys.find(secrets.digest_of_key(text)) is None
+    assert not await keys.revoke(key.id)
+    assert await keys.all() == []
+
+
+async def test_an_expired_key_opens_nothing(keys: Keys, secrets: Secrets, clock: Clock) -> None:
+    key, text = await keys.create("user_1", expires_in_days=2)
+    assert key.expires_at == clock.now + 2 * DAY
+    clock.now += 2 * DAY - 1
+    assert await keys.find(secrets.digest_of_key(text))
+    clock.now += 1
+    assert await keys.find(secrets.digest_of_key(text)) is None
+
+
+async def test_an_expiring_key_leaves_redis_by_itself(
+    keys: Keys, secrets: Secrets, redis_client: RedisClient
+) -> None:
+    _, text = await keys.create("user_1", expires_in_days=1)
+    name = f"dm:key:{secrets.digest_of_key(text)}"
+    assert await redis_client.call("TTL", name) > 0
+    await redis_client.call("DEL", name)  # as its TTL will
+    assert await keys.all() == []
+    assert await redis_client.call("HLEN", "dm:keys") == 0
+
+
+async def test_a_keys_use_is_written_once_a_day(
+    keys: Keys, secrets: Secrets, redis_server: RedisServer, clock: Clock
+) -> None:
+    _, text = await keys.create("user_1")
+    digest = secrets.digest_of_key(text)
+    await keys.find(digest)
+    assert (await keys.all())[0].last_used == "2033-05-18"
+    before = _changes(redis_server)
+    for _ in range(20):
+        await keys.find(digest)
+    assert _changes(redis_server) == before
+    clock.now += DAY
+    await keys.find(digest)
+    assert (await keys.all())[0].last_used == "2033-05-19"
+
+
+def _changes(server: RedisServer) -> int:
+    info = server.admin("INFO", "persistence")
+    assert isinstance(info, dict)
+    return int(info["rdb_changes_since_last_save"])
+
+
+async def test_a_use_noted_while_a_key_is_revoked_brings_nothing_back(redis_client: RedisClient) -> None:
+    assert await redis_client.run("mark_key_used", ["dm:key:gone"], ["2033-05-18"]) == 0
+    assert await redis_client.call("EXISTS", "dm:key:gone") == 0
+
+
+async def test_a_session_is_known_by_its_token_only(sessions: Sessions, secrets: Secrets) -> None:
+    token = await sessions.open("user_1")
+    assert len(token) == 43
+    assert await sessions.user_of(secrets.digest_of_token(token)) == "user_1"
+    assert await sessions.user_of(secrets.digest_of_token(token[:-1])) is None
+    assert await sessions.user_of(token) is None
+
+
+async def test_a_session_ends_by_idleness_and_at_its_absolute_age(
+    sessions: Sessions, secrets: Secrets, redis_client: RedisClient, clock: Clock
+) -> None:
+    digest = secrets.digest_of_token(await sessions.open("user_1"))
+    name = f"dm:session:{digest}"
+    assert await _ttl(redis_client, name) == IDLE_SECONDS
+
+    await redis_client.call("EXPIRE", name, 1000)
+    await sessions.user_of(digest)
+    assert await _ttl(redis_client, name) == IDLE_SECONDS, "use puts the idle limit off"
+
+    await redis_client.call("EXPIRE", name, IDLE_SECONDS - 1800)
+    await sessions.user_of(digest)
+    assert await _ttl(redis_client, name) == IDLE_SECONDS - 1800, "but costs a write once an hour only"
+
+    clock.now += ABSOLUTE_SECONDS - 100
+    await redis_client.call("EXPIRE", name, 50)
+    await sessions.user_of(digest)
+    assert await _ttl(redis_client, name) == 50, "and never goes past the absolute limit"
+
+    clock.now += 100
+    assert await sessions.user_of(digest) is None
+    assert await redis_client.call("EXISTS", name) == 0
+
+
+async def _ttl(redis_client: RedisClient, name: str) -> int:
+    return round(await redis_client.call("PTTL", name) / 1000)
+
+
+async def test_a_session_ended_is_ended_on_the_server(sessions: Sessions, secrets: Secrets) -> None:
+    one, other = await sessions.open("user_1"), await sessions.open("user_1")
+    await sessions.end(one)
+    assert await sessions.user_of(secrets.digest_of_token(one)) is None
+    assert await sessions.user_of(secrets.digest_of_token(other)) == "user_1"
+    await sessions.end_all("user_1")
+    assert await sessions.user_of(secrets.digest_of_token(other)) is None
+
+
+async def test_sessions_that_ended_are_forgotten_at_the_next_sign_in(
+    sessions: Sessions, redis_client: RedisClient
+) -> None:
+    for _ in range(5):
+        await sessions.end(await sessions.open("user_1"))
+    await sessions.open("user_1")
+    assert await redis_client.call("SCARD", "dm:sessions:user_1") == 1
+
+
+async def test_disabling_a_person_ends_their_sessions_for_ever(
+    people: People, sessions: Sessions, secrets: Secrets
+) -> None:
+    person, other = await people.create("ann"), await people.create("bob")
+    tokens = [await sessions.open(person.id) for _ in range(3)]
+    kept = await sessions.open(other.id)
+    await people.disable(person.id)
+    await people.enable(person.id)
+    assert not (await people.get(person.id)).disabled  # type: ignore[union-attr]
+    for token in tokens:
+        assert await sessions.user_of(secrets.digest_of_token(token)) is None
+    assert await sessions.user_of(secrets.digest_of_token(kept)) == other.id
+
+
+async def test_disabling_nobody_makes_nobody(people: People) -> None:
+    await people.disable("user_none")
+    assert await people.get("user_none") is None
+
