@@ -194,18 +194,24 @@ def run(command: list[str], settings: Mapping[str, str], say: Say, keep_open: tu
         start_new_session=True,
         pass_fds=keep_open,
     )
-    output: list[str] = []
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            output.append(line)
-            if worth_telling(line):
-                say("  " + line.strip())
-        return Done(process.wait(), "".join(output))
+        return Done(*told(process, say))
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def told(process: subprocess.Popen[str], say: Say) -> tuple[int, str]:
+    """Reads the installer to its end and passes on what is worth it: its exit code and all it wrote."""
+    output: list[str] = []
+    assert process.stdout is not None
+    with process.stdout as stream:
+        for line in stream:
+            output.append(line)
+            if worth_telling(line):
+                say("  " + line.strip())
+    return process.wait(), "".join(output)
 
 
 def worth_telling(line: str) -> bool:
