@@ -230,7 +230,7 @@ class Keeper:
         self.part.on_start(child)
         if await first_of(child.ended(), until(self.part.is_ready)) == 1:
             self._ready_since = time.monotonic()
-            self.board.part(self.part.name, state="ready", message="")
+            self.board.part(self.part.name, state="ready")  # the message of the last death stays to be read
             self.ready.set()
         code = await child.ended()
         self._child = None
