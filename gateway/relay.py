@@ -1,0 +1,371 @@
+"""Passes a stateless request to the engine and the engine's bytes back. Knows no routes, no keys and no prompts.
+
+A request waits for its seat inside its response: quick answers carry the engine's own status; after a second of
+waiting a stream begins with comments that say the place in line, and a later error becomes an event. Bytes pass
+untouched but for the usage event that the caller did not ask for; an incomplete event is held back until it is whole.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from gateway.admission import Admission, Place, Ticket
+from gateway.auth.principal import Principal
+from gateway.engine import Engine, Upstream
+from gateway.errors import BadRequest, ContextLengthExceeded, EngineError, EngineLost, Refusal
+from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
+
+PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
+RELEASE_SECONDS = 5.0
+MESSAGE_CHARACTERS = 500  # of an error of the engine
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+_NEVER_SHOWN = re.compile(r"0x[0-9a-fA-F]{4,}|Traceback|(?:^|[\s'\"(])/[\w.-]+/")  # addresses, stacks, paths
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    """OpenAI's and Anthropic's counts in one."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int | None = None
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Reason(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Reason = msgspec.field(default_factory=_Reason)
+
+
+_decode_counted = msgspec.json.Decoder(_Counted).decode
+_decode_refused = msgspec.json.Decoder(_Refused).decode
+
+
+def openai_error(refusal: Refusal) -> bytes:
+    return b"data: " + msgspec.json.encode(refusal.body()) + b"\n\n" + DONE
+
+
+def anthropic_error_body(refusal: Refusal) -> dict[str, Any]:
+    """Anthropic's error object: its own names of kinds, by status."""
+    kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
+    kinds |= {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+    default = "api_error" if refusal.status >= 500 else "invalid_request_error"
+    return {"type": "error", "error": {"type": kinds.get(refusal.status, default), "message": refusal.message}}
+
+
+def anthropic_error(refusal: Refusal) -> bytes:
+    return b"event: error\ndata: " + msgspec.json.encode(anthropic_error_body(refusal)) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a route's event stream looks, as far as the relay must know it.
+
+    No mark can stand in what a model says: inside JSON its quotes and line ends are escaped.
+    """
+
+    path: str
+    opening_events: int  # that carry no token
+    usage_mark: bytes  # stands in the event that holds the usage, and in no other
+    usage_is_extra: bool  # that event exists for the usage alone and may be left out
+    error_mark: bytes
+    end_mark: bytes
+    error: Callable[[Refusal], bytes] = openai_error
+
+
+_OPENAI = (b'"choices":[]', True, b'data: {"error"', DONE)
+CHAT = Dialect("/v1/chat/completions", 1, *_OPENAI)
+COMPLETION = Dialect("/v1/completions", 0, *_OPENAI)
+MESSAGES = Dialect(
+    "/v1/messages",
+    2,
+    b'{"type":"message_delta"',
+    False,
+    b"event: error\ndata: ",
+    b'{"type":"message_stop"}\n\n',
+    anthropic_error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One request, checked and ready to be sent."""
+
+    dialect: Dialect
+    body: bytes
+    principal: Principal
+    ticket: Ticket
+    request_id: str
+    streamed: bool
+    keeps_usage: bool
+    headers: Mapping[str, str] = field(default_factory=dict)  # of our answer
+
+
+@dataclass(slots=True)
+class Served:
+    """How it went: what is charged and counted."""
+
+    path: str
+    streamed: bool
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    outcome: str = "failed"  # completed, refused (by the engine), failed, left (by the client)
+    queue_seconds: float = 0.0
+    first_seconds: float | None = None  # from the request to the first byte of the answer
+    seconds: float = 0.0
+
+    def take(self, counted: bytes) -> None:
+        """The counts of an answer or of a usage event (JSON); what is no JSON counts nothing."""
+        try:
+            usage = _decode_counted(counted).usage
+        except msgspec.MsgspecError:
+            return
+        if usage is not None:
+            details = usage.prompt_tokens_details
+            self.prompt_tokens = usage.prompt_tokens or usage.input_tokens
+            self.completion_tokens = usage.completion_tokens or usage.output_tokens
+            self.cached_tokens = (details.cached_tokens if details else usage.cache_read_input_tokens) or 0
+
+
+OnServed = Callable[[Principal, Served], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """`on_served` is called once for each request, whatever became of it."""
+
+    engine: Engine
+    admission: Admission
+    on_served: OnServed
+
+    async def begin(self, order: Order) -> "RelayResponse":
+        """Take a place in line, at once. Raises Busy or Draining."""
+        return RelayResponse(self, order, await self.admission.enqueue(order.ticket))
+
+    async def ask(self, path: str, body: bytes, request_id: str) -> bytes:
+        """A question that needs no seat, e.g. a token count."""
+        async with self.engine.open(path, body, request_id) as upstream:
+            answer = await upstream.read()
+            if upstream.status != 200:
+                raise refused(upstream.status, answer)
+            return answer
+
+
+class RelayResponse:
+    """The ASGI response of one request: seat, engine, bytes. Releases its place itself, in every case."""
+
+    def __init__(self, relay: Relay, order: Order, place: Place) -> None:
+        self._relay, self._order, self._place = relay, order, place
+        self._served = Served(order.dialect.path, order.streamed)
+        self._began = time.monotonic()
+        self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in order.headers.items()]
+        self._begun = False
+        self._position = 0
+        self._moved = asyncio.Event()
+        self._patience: asyncio.TimerHandle | None = None
+        self._comments: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        served = self._served
+        try:
+            if await unless_left(receive, self._answer(send)) is None:
+                served.outcome = "left"
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
+                await self._place.release(served.completion_tokens)
+            served.seconds = time.monotonic() - self._began
+            self._relay.on_served(self._order.principal, served)
+
+    async def _answer(self, send: Send) -> bool:
+        """True at the end; cancelled when the client leaves."""
+        try:
+            await (self._stream(send) if self._order.streamed else self._whole(send))
+        except Refusal as refusal:
+            if not self._begun:
+                raise  # to the one place that renders errors
+            await self._end(send, self._order.dialect.error(refusal))
+        return True
+
+    async def _seat(self) -> None:
+        async for waiting in self._place.changes():
+            self._position = waiting.position
+            self._moved.set()
+        self._served.queue_seconds = time.monotonic() - self._began
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Upstream]:
+        """The engine's answer, once a seat is given. Raises what the engine refused."""
+        order, served = self._order, self._served
+        await self._seat()
+        async with self._relay.engine.open(order.dialect.path, order.body, order.request_id) as upstream:
+            if upstream.status != 200:
+                served.outcome = "refused"
+                raise refused(upstream.status, await upstream.read())
+            served.prompt_tokens = order.ticket.prompt_tokens
+            yield upstream
+
+    # not streamed -----------------------------------------------------------------------------------------------------
+    async def _whole(self, send: Send) -> None:
+        served = self._served
+        async with self._open() as upstream:
+            body = await upstream.read()
+        served.first_seconds = time.monotonic() - self._began
+        served.take(body)
+        served.outcome = "completed"
+        head = [
+            *self._head,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-queue-wait-ms", b"%d" % (served.queue_seconds * 1000)),
+        ]
+        self._begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await self._end(send, body)
+
+    # streamed ---------------------------------------------------------------------------------------------------------
+    async def _stream(self, send: Send) -> None:
+        events = _Events(self._order, self._served)
+        self._patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._start_comments, send)
+        try:
+            async with self._open() as upstream:
+                async for data in upstream.chunks():  # the hot path: once for each read, however many events it holds
+                    if self._served.first_seconds is None:
+                        await self._first_arrived(send)
+                    if whole := events.take(data):
+                        await send({"type": "http.response.body", "body": whole, "more_body": True})
+                    if events.broken:
+                        break
+        finally:
+            await self._stop_comments()
+        if not events.ended:
+            raise EngineLost("The engine ended the answer without finishing it; ask again in a moment.")
+        self._served.outcome = "completed"
+        await self._end(send, b"")
+
+    async def _first_arrived(self, send: Send) -> None:
+        self._served.first_seconds = time.monotonic() - self._began
+        await self._stop_comments()
+        await self._begin(send)
+
+    async def _begin(self, send: Send) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": [*self._head, *HEADERS]})
+
+    async def _end(self, send: Send, last: bytes) -> None:
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    # while it waits ---------------------------------------------------------------------------------------------------
+    def _start_comments(self, send: Send) -> None:
+        self._comments = asyncio.create_task(self._comment(send))
+
+    async def _stop_comments(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._comments is not None:
+            self._comments.cancel()
+            await asyncio.wait([self._comments])
+            self._comments = None
+
+    async def _comment(self, send: Send) -> None:
+        """Say each change of place and, every ten seconds, that somebody is still there; also during a long prefill."""
+        await self._begin(send)
+        said: int | None = None
+        while True:
+            comment = HEARTBEAT
+            if self._position != said:
+                said = self._position
+                comment = b": queued, place %d\n\n" % said if said else b": seated\n\n"
+            self._moved.clear()
+            await send({"type": "http.response.body", "body": comment, "more_body": True})
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._moved.wait()
+            except TimeoutError:
+                pass
+
+
+class _Events:
+    """Whole events out of what the network delivers; counts them, finds the usage, the end and the engine's errors."""
+
+    __slots__ = ("_dialect", "_drops_usage", "_rest", "_served", "broken", "ended")
+
+    def __init__(self, order: Order, served: Served) -> None:
+        self._dialect = order.dialect
+        self._drops_usage = order.dialect.usage_is_extra and not order.keeps_usage
+        self._served = served
+        self._rest = b""
+        self.ended = False  # the engine finished its answer
+        self.broken = False  # it said that it cannot
+        served.completion_tokens = -order.dialect.opening_events
+
+    def take(self, data: bytes) -> bytes:
+        """What of `data`, and of what was held back, is to be sent now."""
+        dialect = self._dialect
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if not data.endswith(b"\n\n"):
+            data, mark, self._rest = data.rpartition(b"\n\n")
+            data += mark
+        self._served.completion_tokens += data.count(b"\n\n")  # as long as no usage comes: a token an event
+        if dialect.error_mark in data:
+            self.broken = True
+            return data[: data.index(dialect.error_mark)]
+        if dialect.usage_mark in data:
+            data = self._take_usage(data)
+        if data.endswith(dialect.end_mark):
+            self.ended = True
+        return data
+
+    def _take_usage(self, data: bytes) -> bytes:
+        at = data.index(self._dialect.usage_mark)
+        start = data.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in data[:at] else 0
+        end = data.index(b"\n\n", at) + 2
+        event = data[start:end]
+        self._served.take(event[event.index(b"data: ") + 6 :])
+        return data[:start] + data[end:] if self._drops_usage else data
+
+
+def refused(status: int, body: bytes) -> Refusal:
+    """An HTTP error of the engine as one of ours. While it drains it answers 500: that is being away, not a bug."""
+    if status in (429, 500, 502, 503):
+        return EngineLost("The engine cannot take the request just now; ask again in a moment.")
+    try:
+        reason = _decode_refused(body).error
+    except msgspec.MsgspecError:
+        reason = _Reason()
+    message = reason.message[:MESSAGE_CHARACTERS]
+    if not message or _NEVER_SHOWN.search(message):
+        message = "The engine refused the request."
+    if status not in (400, 422):
+        return EngineError(f"{message} ({status})")
+    if "maximum context length" in message or "max_model_len" in message:
+        return ContextLengthExceeded(message, param=reason.param)
+    return BadRequest(message, param=(reason.param or "").removeprefix("body.") or None)
