@@ -71,12 +71,13 @@ function showDesk(user) {
     h("button", { type: "button", class: "button small", say: "no_trace_leave", on: { click: () => setNoTrace(false) } }));
   const traceSwitch = h("button", { type: "button", class: "switch", role: "switch", "aria-checked": "false", id: "no-trace",
     on: { click: () => setNoTrace(!chat.noTrace) } }, icon("veil"), h("span", { say: "no_trace" }));
+  const clearing = iconButton("trash", "clear", notes.guarded(clear), { id: "clear" });
   const side = sidebar();
   const mainView = h("main", { class: "main" },
     h("header", { class: "top" },
       iconButton("menu", "menu", () => document.body.classList.toggle("side-open"), { class: "icon-button only-phone", id: "menu" }),
       title, traceSwitch,
-      iconButton("trash", "clear", notes.guarded(clear), { id: "clear" }),
+      clearing,
       iconButton("settings", "settings", () => settings.toggle(), { "aria-controls": "settings", id: "open-settings" })),
     demo, traceBar, chat.node);
   const desk = h("div", { class: "desk" }, side, h("div", { class: "scrim", on: { click: closeSide } }), mainView, settings.node);
@@ -117,6 +118,7 @@ function showDesk(user) {
   function changed({ id, opened }) {
     if (opened) address(chatAddress(id));
     if (opened) list.setOpen(id);
+    clearing.disabled = false;
     list.load().catch(notes.fail);
   }
 
@@ -129,16 +131,16 @@ function showDesk(user) {
   let demoShown = false;
   let wasReady = null;
   function heard({ ready, model }) {
-    if (model?.demo && !demoShown) showDemo(model);
+    if (model?.demo && !demoShown) showDemo();
     if (ready !== wasReady) learn().catch(() => {}); // the next answer of /readyz asks again
     wasReady = ready;
   }
 
-  function showDemo(model) {
+  function showDemo() {
     demoShown = true;
     demo.hidden = false;
     demo.replaceChildren(icon("sparkle"),
-      h("p", {}, h("span", { say: ["demo", { model: model.id }] }), " ", h("code", { say: "demo_command" })), copyButton(() => t("demo_command")),
+      h("p", {}, h("span", { say: "demo" }), " ", h("code", { say: "demo_command" })), copyButton(() => t("demo_command"), "copy", { class: "icon-button copy" }),
       iconButton("close", "dismiss", () => (demo.hidden = true)));
   }
 
@@ -182,6 +184,7 @@ function showDesk(user) {
     document.body.classList.toggle("no-trace", chat.noTrace);
     traceSwitch.setAttribute("aria-checked", chat.noTrace);
     traceBar.hidden = !chat.noTrace;
+    clearing.disabled = chat.id === null && !chat.noTrace;
     named(null);
   }
 

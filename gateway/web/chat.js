@@ -4,8 +4,8 @@ import * as api from "./api.js";
 import { createComposer } from "./composer.js";
 import { debounced, h, icon } from "./dom.js";
 import { say, t } from "./i18n.js";
-import { createAnswer, question, stateText } from "./message.js";
-import { follow } from "./stream.js";
+import { askBeforeLeaving, createAnswer, question, stateText } from "./message.js";
+import { Broken, follow } from "./stream.js";
 import { isOver, itemText, newTurn, settle } from "./turn.js";
 
 const NEAR_BOTTOM_PX = 60;
@@ -26,7 +26,8 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
   const scroller = h("div", { class: "scroller" }, startPanel, welcome, thread);
   const spoken = h("p", { class: "visually-hidden", role: "status" });
   const composer = createComposer({ onAsk: ask, onStop: stop, onInput: () => recount() });
-  const node = h("section", { class: "chat" }, scroller, jump, composer.node, spoken);
+  composer.node.append(jump);
+  const node = h("section", { class: "chat" }, scroller, composer.node, spoken);
 
   let current = fresh(false); // what is on screen; replaced, never emptied, so that a turn left behind cannot write here
   let sticking = true;
@@ -146,9 +147,10 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
   function failed(here, me, text, error) {
     if (error.status === 401) onSignedOut();
     if (error.name === "AbortError" && !me.stopWanted) return; // left for another conversation
-    if (me.stopWanted && me.turn.id === null) return void finish(me, { status: "cancelled" });
-    if (error.status === 404 && me.turn.id) return void open(here.id).catch(notes.fail); // it ended and its log is gone
-    me.answer.fail(error, here.noTrace && me.turn.id ? null : () => again(here, me, text));
+    if (me.stopWanted) return finish(me, { status: "cancelled" });
+    if (error.status === 404 && me.turn.id && current === here) return void open(here.id).catch(notes.fail); // ended long ago
+    const lost = here.noTrace && me.turn.id !== null; // nobody keeps it, so nothing can be taken up again
+    me.answer.fail(lost ? new Broken() : error, lost ? null : () => again(here, me, text));
   }
 
   function again(here, me, text) {
@@ -218,6 +220,7 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     if (on) scroller.scrollTop = scroller.scrollHeight;
   }
 
+  for (const click of ["click", "auxclick"]) thread.addEventListener(click, (event) => askBeforeLeaving(event).catch(notes.fail));
   scroller.addEventListener("scroll", () => {
     const below = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
     if (below < NEAR_BOTTOM_PX !== sticking) (sticking = !sticking), (jump.hidden = sticking);

@@ -3,6 +3,7 @@ import { h, icon } from "./dom.js";
 import { say, sayAttribute } from "./i18n.js";
 
 const TALLEST_PX = 220;
+const NEARLY_FULL = 0.85;
 
 export function createComposer({ onAsk, onStop, onInput }) {
   const box = h("textarea", { id: "ask", rows: "1", label: "question", placeholder: "ask", autocomplete: "off" });
@@ -57,9 +58,12 @@ export function createComposer({ onAsk, onStop, onInput }) {
   }
 
   function setTokens(used) {
-    tokens.classList.toggle("over", context !== null && used !== null && used > context);
-    tokens.classList.toggle("near", context !== null && used !== null && used > 0.85 * context);
-    if (context !== null) say(tokens, "tokens_of", { used, limit: context });
+    if (context === null) return;
+    const over = used > context;
+    tokens.classList.toggle("over", over);
+    tokens.classList.toggle("near", used > NEARLY_FULL * context);
+    sayAttribute(tokens, "title", over ? "over_context" : "tokens_meter");
+    say(tokens, "tokens_of", { used, limit: context });
   }
 
   return {

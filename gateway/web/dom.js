@@ -99,13 +99,13 @@ export async function copy(text) {
 }
 
 /** A button that copies what `text()` returns and says so for a moment. */
-export function copyButton(text, label = "copy") {
+export function copyButton(text, label = "copy", properties = {}) {
   const button = iconButton("copy", label, async () => {
     await copy(text());
     button.replaceChildren(icon("check"));
     button.classList.add("done");
     setTimeout(() => (button.replaceChildren(icon("copy")), button.classList.remove("done")), 1500);
-  });
+  }, properties);
   return button;
 }
 

@@ -10,6 +10,7 @@ const SANITISER = {
     "code", "pre", "a", "span", "table", "thead", "tbody", "tr", "th", "td"],
   ALLOWED_ATTR: ["href", "rel", "target", "class", "start"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ADD_URI_SAFE_ATTR: ["rel", "target", "start"], // what they hold is no address
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,

@@ -1,5 +1,5 @@
 // The bubbles of a conversation: a question as typed, an answer as it grows. Knows turns; not where they come from.
-import { copyButton, h } from "./dom.js";
+import { confirmed, copyButton, h } from "./dom.js";
 import { errorCard } from "./errors.js";
 import { say } from "./i18n.js";
 import { isOver, tokensPerSecond } from "./turn.js";
@@ -86,6 +86,15 @@ function decorate(fragment) {
     frame.append(table);
   }
   return fragment;
+}
+
+/** Opens an answer's link only after showing its whole address; the model may have written anything there. */
+export async function askBeforeLeaving(event) {
+  const link = event.target.closest(".markdown a[href]");
+  if (!link || link.protocol === "mailto:" || link.origin === location.origin) return;
+  event.preventDefault();
+  const sure = await confirmed("link_out_title", ["plain", { text: link.href }], "open", { danger: false });
+  if (sure) window.open(link.href, "_blank", "noopener,noreferrer");
 }
 
 function tellState(node, turn) {

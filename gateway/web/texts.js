@@ -25,7 +25,6 @@ const en = {
   sign_in_hint: "Have a sign-in link? Just open it. Ask your administrator for one if you are new here.",
   link_refused: "This sign-in link was already used, or has expired. Ask for a new one: ./deskmate user link NAME",
   sign_in_refused: "That name and password do not fit. Check both, or ask your administrator for a sign-in link.",
-  signing_in: "Signing in…",
 
   new_chat: "New conversation",
   search: "Search conversations",
@@ -72,7 +71,6 @@ const en = {
 
   sending: "Sending…",
   reading: "Reading your question…",
-  writing: "Writing…",
   queued: "Waiting for a place…",
   place: ({ position, seconds }) =>
     (position === 1 ? "Next in line" : `${ordinal(position)} in line`) + (seconds === null ? "" : `, about ${enSpan(seconds)}`),
@@ -80,14 +78,12 @@ const en = {
   progress_engine_lost: "The model stopped. It is being restarted and your answer goes on by itself.",
   progress_resuming: "Going on where the answer stopped…",
   progress_storage_wait: "Waiting for the storage…",
-  about: ({ seconds }) => `about ${enSpan(seconds)}`,
   reconnecting: "Connection lost. Trying again…",
   stopped: "Stopped",
   cut_length: "Cut at the length limit. Raise it in the settings for longer answers.",
   incomplete: "Ended early",
   usage: ({ input, output }, f) => `${f(input)} tokens in · ${f(output)} out`,
   speed: ({ speed }, f) => `${f(speed, 1)} tokens/s`,
-  cached: ({ cached }, f) => `${f(cached)} from the cache`,
   answer_done: ({ text }) => `Answer: ${text}`,
   empty_answer: "The model ended without a word.",
 
@@ -118,7 +114,7 @@ const en = {
   rounds_hint: "How many earlier questions and answers the model is shown.",
   reset: "Reset to the defaults",
 
-  demo: ({ model }) => `This is a small demo model (${model}). It chats, but it makes things up. To serve Qwen2.5-1.5B-Instruct:`,
+  demo: "This is a small demo model: it makes things up. To serve Qwen2.5-1.5B-Instruct:",
   demo_command: "./deskmate up --model DIR",
   dismiss: "Hide this note",
 
@@ -136,7 +132,6 @@ const en = {
   stage_warmup: "Warm up",
   stage_serve: "Begin to serve",
   stage_engine: "Model",
-  stage_failed: "failed",
   state_waiting: "waiting",
   state_running: "running",
   state_done: "done",
@@ -221,7 +216,6 @@ const zh = {
   sign_in_hint: "有登录链接？直接打开即可。新用户请向管理员索取。",
   link_refused: "这个登录链接已被使用或已过期。请索取新的链接：./deskmate user link NAME",
   sign_in_refused: "用户名和密码不匹配。请检查，或向管理员索取登录链接。",
-  signing_in: "正在登录…",
 
   new_chat: "新对话",
   search: "搜索对话",
@@ -268,21 +262,18 @@ const zh = {
 
   sending: "正在发送…",
   reading: "正在阅读您的问题…",
-  writing: "正在回答…",
   queued: "正在等待空位…",
   place: ({ position, seconds }) => `第 ${position} 位` + (seconds === null ? "" : `，约 ${zhSpan(seconds)}`),
   progress_loading: "模型正在加载。您的问题已排队，稍后会得到回答。",
   progress_engine_lost: "模型中断，正在重启；回答会自动继续。",
   progress_resuming: "正在从中断处继续…",
   progress_storage_wait: "正在等待存储…",
-  about: ({ seconds }) => `约 ${zhSpan(seconds)}`,
   reconnecting: "连接中断，正在重试…",
   stopped: "已停止",
   cut_length: "已达长度上限。需要更长的回答，请在设置中调高。",
   incomplete: "提前结束",
   usage: ({ input, output }, f) => `输入 ${f(input)} · 输出 ${f(output)} token`,
   speed: ({ speed }, f) => `${f(speed, 1)} token/秒`,
-  cached: ({ cached }, f) => `${f(cached)} 来自缓存`,
   answer_done: ({ text }) => `回答：${text}`,
   empty_answer: "模型没有给出任何内容。",
 
@@ -313,7 +304,7 @@ const zh = {
   rounds_hint: "模型能看到之前多少轮问答。",
   reset: "恢复默认值",
 
-  demo: ({ model }) => `这是一个小型演示模型（${model}），能聊天，但常会编造。要使用 Qwen2.5-1.5B-Instruct，请运行：`,
+  demo: "这是小型演示模型，常会编造内容。要使用 Qwen2.5-1.5B-Instruct，请运行：",
   demo_command: "./deskmate up --model DIR",
   dismiss: "隐藏此提示",
 
@@ -331,7 +322,6 @@ const zh = {
   stage_warmup: "预热",
   stage_serve: "开始服务",
   stage_engine: "模型",
-  stage_failed: "失败",
   state_waiting: "等待中",
   state_running: "进行中",
   state_done: "完成",

@@ -30,14 +30,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Script:
-    """How one question is answered. `hold_after`/`break_after` count deltas; a held answer goes on at `release()`."""
+    """How one question is answered. `hold_after` counts deltas; a held answer goes on at `release()`."""
 
     text: str = "Certainly."
     chunk_bytes: int | None = None
     queue: tuple[tuple[int, float | None], ...] = ()
     progress: tuple[str, ...] = ()
     hold_after: int | None = None
-    break_after: int | None = None
+    lose_first: bool = False
     pause_seconds: float = 0.0
     ending: str = "completed"
     error: Json | None = None
@@ -56,7 +56,7 @@ class Turn:
     text: str = ""
     status: str = "queued"
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    broken: bool = False
+    lost: bool = False
 
     def say(self, kind: str, **fields: Any) -> None:
         self.log.append({"type": kind, "sequence_number": len(self.log), **fields})
@@ -109,6 +109,7 @@ class MockGateway:
         self.started = time.time()
         self.add_user("Ada", "administrator")
         self._gate = asyncio.Event()
+        self._streams: list[asyncio.Transport] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
@@ -128,8 +129,10 @@ class MockGateway:
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
 
-    def hold(self) -> None:
-        self._loop.call_soon_threadsafe(self._gate.clear)
+    def cut_streams(self) -> None:
+        """Closes every stream's connection without its last chunk: to the page the connection broke."""
+        for transport in self._streams:
+            self._loop.call_soon_threadsafe(transport.close)
 
     def link(self, name: str = "Ada") -> str:
         token = secrets.token_urlsafe(12)
@@ -433,16 +436,15 @@ class MockGateway:
     async def _stream(self, request: web.Request, turn: Turn, after: int) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-store"})
         await response.prepare(request)
-        transport = request.transport
-        deltas = 0
+        assert request.transport is not None
+        self._streams.append(request.transport)
+        if turn.script.lose_first and not turn.lost:
+            turn.lost = True
+            request.transport.close()
+            return response
         async for event in follow(turn, after):
             frame = f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
             await send(response, frame, turn.script.chunk_bytes)
-            deltas += event["type"] == "response.output_text.delta"
-            if deltas == turn.script.break_after and not turn.broken and transport is not None:
-                turn.broken = True
-                transport.abort()
-                return response
         await send(response, b": heartbeat\n\ndata: [DONE]\n\n", None)
         return response
 
