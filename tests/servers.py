@@ -39,7 +39,7 @@ class RedisServer:
     def start(self) -> None:
         config = (
             f"port 0\nunixsocket {self.socket}\nunixsocketperm 700\nrequirepass {self.password}\ndir {self.folder}\n"
-            'save ""\nappendonly yes\nappendfsync no\nmaxmemory-policy noeviction\n'
+            'save ""\nappendonly yes\nappendfsync no\nmaxmemory-policy noeviction\nhash-max-listpack-value 512\n'
         )
         self.process = subprocess.Popen([self.binary, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert self.process.stdin

@@ -26,6 +26,7 @@ from gateway.conversations import (
     item_id,
 )
 from gateway.conversations.ids import Place, is_name, new_id, new_shelf, place_of
+from gateway.conversations.packing import pack, unpack
 from gateway.errors import (
     ContextLengthExceeded,
     ConversationLocked,
@@ -101,7 +102,7 @@ class RedisConversations:
             begin.created_at,
             new_shelf(),
             self._keep_seconds,
-            begin.request,
+            pack(begin.request),
             OUTPUT_ITEMS,
             *_encoded(begin.input),
         ]
@@ -130,7 +131,7 @@ class RedisConversations:
             datetime.now(UTC).strftime("%Y%m%d"),
             self._log_ttl_seconds,
             self._keep_seconds,
-            finish.result,
+            pack(finish.result),
             *_encoded(finish.output),
         )
         reply = await self._redis.run("finish_turn", args=args)
@@ -183,8 +184,8 @@ class RedisConversations:
             status=status.decode(),
             conversation=_text(conversation),
             previous=_text(previous),
-            request=request,
-            result=result,
+            request=unpack(request),
+            result=None if result is None else unpack(result),
             input=_items(shelf, input),
             output=_items(shelf, output),
             shelf=shelf.decode(),
@@ -320,7 +321,7 @@ def _fingerprint(key: str) -> str:
 
 
 def _encoded(items: Sequence[Json]) -> List[bytes]:
-    return [msgspec.json.encode(item) for item in items]
+    return [pack(msgspec.json.encode(item)) for item in items]
 
 
 def _numbered(bodies: Sequence[Json], shelf: str, first: int) -> List[Item]:
@@ -333,7 +334,7 @@ def _items(shelf: bytes, flat: Sequence[Any]) -> List[Item]:
 
 
 def _item(place: Place, encoded: bytes) -> Item:
-    body = msgspec.json.decode(encoded)
+    body = msgspec.json.decode(unpack(encoded))
     return Item(item_id(body, *place), body)
 
 

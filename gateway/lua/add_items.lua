@@ -2,7 +2,7 @@
 -- Append items to a conversation that no turn is being written to.
 --
 -- KEYS   none; ARGV[1] makes them: writes conv, order, turns, convs, shelf, reads turn (types: keys.lua)
--- ARGV   owner, conversation, retention (s), then the items (JSON)
+-- ARGV   owner, conversation, retention (s), then the items (packed)
 -- result {'added', shelf, first number} | {'no_conversation'} | {'locked', version, running turn}
 -- include keys
 local _, conv, keep_seconds = unpack(ARGV, 1, 3)

@@ -3,8 +3,8 @@
 --
 -- KEYS   none; ARGV[1] makes them: reads and writes conv, order, turns, convs, shelf, turn, idem, leases (types: keys.lua)
 -- ARGV   owner, turn, conversation, previous, expected version, idempotency key, its digest, its seconds, title, holder,
---        lease (ms), created (s), id for a new shelf, retention (s), request, how many numbers to
---        reserve for the output, then the input items (JSON).
+--        lease (ms), created (s), id for a new shelf, retention (s), request (packed), how many numbers to
+--        reserve for the output, then the input items (packed).
 --        '' stands for what is absent.
 -- result {'begun', fence, shelf, first number} | {'attached', turn} | {'reused'} | {'no_conversation'} | {'no_previous'}
 --        | {'too_deep'} | {'locked', version or '', running turn} | {'version', version}
@@ -48,7 +48,7 @@ elseif previous ~= '' then
   local link = redis.call('HMGET', key('turn', previous), 'shelf', 'status', 'kept')
   if not link[1] then return {'no_previous'} end
   if link[2] == 'in_progress' then return {'locked', '', previous} end
-  shelf_id, kept = link[1], tonumber(link[3])
+  shelf_id, kept = link[1], tonumber(link[3] or 0)
   if now - kept >= DAY_MS then
     local found, refused, passed = context(previous)
     if not found then return {refused} end
@@ -60,9 +60,9 @@ end
 local shelf = key('shelf', shelf_id)
 local first, last = put(shelf, FIRST_ITEM)
 redis.call('HINCRBY', shelf, 'n', reserve)
-redis.call('HSET', shelf, 'q' .. turn, request)
+redis.call('HSET', shelf, 'q' .. first, request)
 redis.call('HSET', turn_key, 'created', created, 'status', 'in_progress', 'shelf', shelf_id, 'in', first .. '-' .. last,
-  'reserve', reserve, 'fence', 1, 'holder', holder, 'retention', 'default', 'kept', kept)
+  'reserve', reserve, 'fence', 1, 'holder', holder, 'retention', 'default')
 if previous ~= '' then redis.call('HSET', turn_key, 'prev', previous) end
 if conv ~= '' then
   redis.call('HSET', turn_key, 'conv', conv, 'undo', undo)
@@ -71,6 +71,7 @@ if conv ~= '' then
   redis.call('RPUSH', key('turns', conv), turn)
   touch(conv, now)
 else
+  redis.call('HSET', turn_key, 'kept', kept)
   redis.call('HINCRBY', shelf, 'refs', 1)
 end
 if idem ~= '' then

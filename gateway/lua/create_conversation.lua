@@ -3,7 +3,7 @@
 --
 -- KEYS   none; ARGV[1] makes them: writes conv, order, convs, shelf, reads turn (types: keys.lua)
 -- ARGV   owner, conversation, id for a new shelf, retention (s), metadata (JSON, without the title), title or '',
---        response to branch from or '', then the items (JSON)
+--        response to branch from or '', then the items (packed)
 -- result {'created'} | {'no_previous'} | {'too_deep'} | {'locked', '', running turn}
 -- The same conversation created again is left as it is: safe to repeat.
 -- include keys

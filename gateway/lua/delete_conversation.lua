@@ -16,7 +16,11 @@ local shelf = key('shelf', shelf_id)
 local shared = redis.call('HGET', shelf, 'refs') ~= '1'
 if shared then release(shelf, redis.call('LRANGE', order, 0, -1)) end
 for _, turn in ipairs(redis.call('LRANGE', turns, 0, -1)) do
-  if shared then redis.call('HDEL', shelf, 'q' .. turn, 'r' .. turn) end
+  local input = shared and redis.call('HGET', key('turn', turn), 'in')
+  if input then
+    local first = range(input)
+    redis.call('HDEL', shelf, 'q' .. first, 'r' .. first)
+  end
   redis.call('UNLINK', key('turn', turn), key('stream', turn))
 end
 leave(shelf)

@@ -11,7 +11,8 @@ local found = redis.call('HMGET', key('turn', turn), 'status', 'conv', 'shelf', 
 if not found[1] then return 'unknown' end
 if found[1] == 'in_progress' then return 'running' end
 local shelf = key('shelf', found[3])
-redis.call('HDEL', shelf, 'q' .. turn, 'r' .. turn)
+local first = range(found[4])
+redis.call('HDEL', shelf, 'q' .. first, 'r' .. first)
 if found[2] then
   redis.call('LREM', key('turns', found[2]), -1, turn)
 else

@@ -3,7 +3,7 @@
 --
 -- KEYS   none; ARGV[1] makes them: reads conv, order, shelf, turn (types: keys.lua)
 -- ARGV   owner, conversation or '', previous turn or ''
--- result {'items', shelf, {number, JSON, number, JSON, ...}} | {'no_conversation'} | {'no_previous'} | {'too_deep'}
+-- result {'items', shelf, {number, item, number, item, ...}} | {'no_conversation'} | {'no_previous'} | {'too_deep'}
 -- include keys
 local _, conv, previous = unpack(ARGV)
 -- include shelf

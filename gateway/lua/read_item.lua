@@ -3,7 +3,7 @@
 --
 -- KEYS   none; ARGV[1] makes them: reads conv, order, shelf (types: keys.lua)
 -- ARGV   owner, conversation, shelf and number that the item's id names
--- result {'item', JSON} | {'no_conversation'} | {'no_item'}
+-- result {'item', item} | {'no_conversation'} | {'no_item'}
 -- include keys
 local _, conv, shelf, number = unpack(ARGV)
 local found = redis.call('HGET', key('conv', conv), 'shelf')

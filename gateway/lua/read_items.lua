@@ -3,7 +3,7 @@
 --
 -- KEYS   none; ARGV[1] makes them: reads conv, order, shelf (types: keys.lua)
 -- ARGV   owner, conversation, how many, 'asc' or 'desc', number after which the page begins (it need not exist) or ''
--- result {'items', shelf, {number, JSON, ...}} | {'no_conversation'}
+-- result {'items', shelf, {number, item, ...}} | {'no_conversation'}
 -- include keys
 local _, conv, limit, direction, after = unpack(ARGV)
 -- include shelf

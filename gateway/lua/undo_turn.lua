@@ -15,8 +15,8 @@ local conv, shelf, idem = found[3], key('shelf', found[4]), found[6]
 local numbers = {}
 extend(numbers, found[5])
 release(shelf, numbers)
-redis.call('HDEL', shelf, 'q' .. turn)
 local first, last = range(found[5])
+redis.call('HDEL', shelf, 'q' .. first)
 if redis.call('HGET', shelf, 'n') == tostring(last + found[8]) then redis.call('HSET', shelf, 'n', first - 1) end
 
 if conv then

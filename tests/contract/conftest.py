@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from gateway.conversations import Begin, Begun, Finish, Json
+from gateway.conversations.packing import unpack
 from gateway.conversations.store import RedisConversations
 from gateway.redis_client import RedisClient
 from tests.servers import RedisServer
@@ -77,7 +78,7 @@ def desk(store: RedisConversations) -> Desk:
 
 
 def dump(server: RedisServer) -> dict[str, object]:
-    """Everything in Redis, comparable; TTLs left out, and the times of the last use."""
+    """Everything in Redis, comparable and readable; TTLs left out."""
     keys = sorted(key.decode() for key in server.admin("KEYS", "*"))  # type: ignore[attr-defined]
     return {key: _value(server, key) for key in keys}
 
@@ -85,7 +86,8 @@ def dump(server: RedisServer) -> dict[str, object]:
 def _value(server: RedisServer, key: str) -> object:
     match server.admin("TYPE", key):
         case b"hash":
-            return server.admin("HGETALL", key)
+            fields: dict[bytes, bytes] = server.admin("HGETALL", key)  # type: ignore[assignment]
+            return {name: _readable(key, name, value) for name, value in fields.items()}
         case b"list":
             return server.admin("LRANGE", key, 0, -1)
         case b"zset":
@@ -93,3 +95,8 @@ def _value(server: RedisServer, key: str) -> object:
         case b"stream":
             return server.admin("XRANGE", key, "-", "+")
     return server.admin("GET", key)
+
+
+def _readable(key: str, field: bytes, value: bytes) -> bytes:
+    content = key.startswith("dm:shelf:") and not (field in (b"n", b"refs") or field.startswith(b"h"))
+    return unpack(value) if content else value

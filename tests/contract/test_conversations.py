@@ -1,7 +1,9 @@
 """The promises of conversations and their items: owners, branches, pages, search, retention. On every server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
+from pydoc_data.topics import topics
 
 import pytest
 
@@ -257,10 +259,11 @@ async def test_every_key_but_the_shared_ones_has_an_end_unless_retention_is_off(
     desk: Desk, redis_server: RedisServer, redis_client: RedisClient
 ) -> None:
     await desk.turn("1", "2", conversation=await desk.conversation(), key="k", digest="d", title="T")
-    await desk.turn("1", "2")
+    begin, _ = await desk.begins("1", lease_seconds=60)
+    await desk.store.append([Append(desk.owner, begin.turn, 1, 1, [b"a"])])
     ttls = {key: int(redis_server.admin("TTL", key)) for key in dump(redis_server)}  # type: ignore[call-overload]
-    assert {key for key, ttl in ttls.items() if ttl < 0} == set()
-    assert all(ttl > 29 * 86_400 for key, ttl in ttls.items() if "idem" not in key)
+    assert {key for key, ttl in ttls.items() if ttl < 0} == {"dm:leases"}
+    assert all(ttl > 29 * 86_400 for key, ttl in ttls.items() if "idem" not in key and "leases" not in key)
 
     eternal = Desk(RedisConversations(redis_client, retention_days=0, log_ttl_seconds=60), "u_bob")
     await eternal.turn("1", "2", conversation=await eternal.conversation())
@@ -295,3 +298,28 @@ async def test_an_expired_conversation_leaves_the_list(desk: Desk, redis_server:
     assert ([c.id for c in page], more) == ([left], False)
     await desk.turn("1", "2", conversation=left)
     assert redis_server.admin("ZRANGE", f"dm:convs:{desk.owner}", 0, -1) == [left.encode()]
+
+
+async def test_twenty_messages_of_400_bytes_take_less_than_11_kib_with_all_their_records(
+    store: RedisConversations, redis_server: RedisServer, record_property: Callable[[str, object], None]
+) -> None:
+    desk, prose = Desk(store), english()
+    await desk.turn("warm", "up", conversation=await desk.conversation())
+    before = used_memory(redis_server)
+    for _ in range(50):
+        conversation = await desk.conversation()
+        for _ in range(10):
+            await desk.turn(next(prose), next(prose), conversation=conversation, title="What is the meaning of it?")
+    kib = (used_memory(redis_server) - before) / 50 / 1024
+    record_property("KiB per conversation of ten turns", round(kib, 2))
+    assert kib < 11
+
+
+def english() -> Iterator[str]:
+    """Slices of 400 bytes of Python's own manual."""
+    text = " ".join(" ".join(topics.values()).split())
+    return (text[start : start + 400] for start in count(0, 400))
+
+
+def used_memory(server: RedisServer) -> int:
+    return int(server.admin("INFO", "memory")["used_memory"])  # type: ignore[index]

@@ -9,10 +9,11 @@
 --   dm:turns:{u}:{conv}    LIST   ids of its turns
 --   dm:convs:{u}           ZSET   conversation ids by updated (ms)
 --   dm:shelf:{u}:{shelf}   HASH   all content. n: highest number given; refs: how many conversations and turns without one
---                                 use it; <k>: item k (JSON); h<k>: its holders when more than one;
---                                 q<turn>, r<turn>: request and result of a turn
+--                                 use it; <k>: item k; h<k>: its holders when more than one;
+--                                 q<k>, r<k>: request and result of the turn whose input begins (or would) at k;
+--                                 all packed (conversations/packing.py)
 --   dm:turn:{u}:{turn}     HASH   no content. created, status, conv, prev, shelf, in, out ("3-4"; "3-2" is empty), fence,
---                                 holder, idem, retention, kept; log (seconds its stream lives) once finished;
+--                                 holder, idem, retention, kept (without conversation); log (seconds its stream lives) once finished;
 --                                 until then reserve (how many numbers after `in` wait for its output) and
 --                                 undo ("version updated titled")
 --   dm:stream:{u}:{turn}   STREAM entry <number>-0, field e

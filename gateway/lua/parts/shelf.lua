@@ -26,7 +26,7 @@ local function extend(numbers, text)
   for n = first, last do numbers[#numbers + 1] = n end
 end
 
--- The items that still exist, as number, JSON, number, JSON ...
+-- The items that still exist, as number, item, number, item ...
 local function fetch(shelf, numbers)
   local items = {}
   for start = 1, #numbers, 500 do
