@@ -1,12 +1,14 @@
 """Ends the parts when the supervisor was killed and could not do it itself. Knows only the records it is sent.
 
 One JSON a line: it reads a pipe whose other end the supervisor holds: when that closes, the supervisor is gone.
-The last record of each name counts; a line of null takes them all back.
+The last record of each name counts; a line of null takes them all back. Its argument is the sockets' folder, which
+goes last.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 
@@ -29,6 +31,8 @@ def main() -> None:
             records[record.name] = record
     for record in sorted(records.values(), key=lambda one: ORDER.index(one.name)):
         end(record, PATIENCE_SECONDS)
+    if records:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
 
 
 if __name__ == "__main__":

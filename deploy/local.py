@@ -47,7 +47,6 @@ class Stack:
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         self._records: dict[str, Record] = {}
         self._keepers: dict[str, Keeper] = {}
-        self._guard = Guard()
         self._failure: Refusal | None = None
         self._plan_before = 0
         self.board: Board
@@ -76,6 +75,7 @@ class Stack:
 
     def _prepare(self) -> None:
         self._sockets = Sockets(socket_folder(dict(self._given)))
+        self._guard = Guard(self._sockets.folder)
         self._password = secret(self._home.secrets / "redis-password")
         secret(self._home.secrets / "installation-secret")
         self._home.plan_file.unlink(missing_ok=True)
@@ -302,7 +302,8 @@ class Stack:
 class Guard:
     """The process that ends the parts when this one is killed. Its pipe closes with us, whatever ends us."""
 
-    def __init__(self) -> None:
+    def __init__(self, sockets: Path) -> None:
+        self._sockets = sockets
         self._known: dict[str, Record] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -321,7 +322,7 @@ class Guard:
 
     def _started(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "deploy.guard"],
+            [sys.executable, "-P", "-m", "deploy.guard", str(self._sockets)],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""`./deskmate` as a person calls it: from odd places, with wrong words, and without an environment. Knows no running stack."""
+"""`./deskmate` as a person calls it: from odd places, with wrong words, without an environment. Knows no stack."""
 
 import json
 import os
@@ -31,9 +31,7 @@ def deskmate(*words: str, script: Path = ROOT / "deskmate", **options: object) -
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The launcher in a folder with blanks, a character beyond ASCII and a path of more than 150 characters."""
-    folder = (
-        tmp_path / "ein Ordner für Deskmate" / ("x" * (150 - len(str(tmp_path))) if len(str(tmp_path)) < 140 else "x")
-    )
+    folder = tmp_path / "ein Ordner für Deskmate" / ("x" * max(1, 150 - len(str(tmp_path))))
     folder.mkdir(parents=True)
     assert len(str(folder)) > 150
     shutil.copy(ROOT / "deskmate", folder)
@@ -76,7 +74,7 @@ def test_without_python_or_venv_it_says_what_to_install(tmp_path: Path):
     assert "apt install python3" in done.stderr
 
     bare = tmp_path / "python3"
-    bare.write_text(f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    bare.write_text(f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 3;; esac\nexec {sys.executable} "$@"\n')
     bare.chmod(0o755)
     done = deskmate("up", environment={"PATH": str(tmp_path)})
     assert done.returncode == 1

@@ -233,9 +233,11 @@ def test_every_part_that_is_killed_is_restarted(machine: Machine, name: str):
 
 def test_when_the_supervisor_is_killed_its_guard_ends_the_parts(machine: Machine):
     supervisor = machine.up_and_ready()
+    sockets = Path(json.loads((machine.home.run / "stack.json").read_text())["sockets"])
     supervisor.kill()
     supervisor.wait()
     machine.until_nothing_runs()
+    assert not sockets.exists()
     assert (machine.root / "events").read_text().splitlines() == ["gateway ended", "worker ended, Redis still there"]
 
 
