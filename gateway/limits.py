@@ -38,6 +38,10 @@ def render_plainly(scope: Scope, refusal: Refusal) -> Response:
     return JSONResponse(refusal.body(), refusal.status, refusal.headers)
 
 
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(12)
+
+
 class Hosts:
     """The names under which we answer. Others are refused, or a page elsewhere could reach us by rebinding its name."""
 
@@ -117,7 +121,7 @@ class _Exchange:
     """One request and its response: counts what comes in, completes what goes out."""
 
     def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
-        self.request_id = "req_" + secrets.token_hex(12)
+        self.request_id = new_request_id()
         self.limits = limits
         headers: Headers = scope["headers"]
         length = _first(headers, b"content-length")

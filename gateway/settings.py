@@ -42,6 +42,9 @@ class Settings:
     allowed_hosts: tuple[str, ...] = _setting(
         "Host names answered besides loopback, the listen address and the public address; `*` for any.", ()
     )
+    trusted_proxies: tuple[str, ...] = _setting(
+        "Addresses of proxies in front whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.", ()
+    )
 
     worker_urls: tuple[str, ...] = _setting("vLLM servers, comma separated: `http://host:port` or `unix:/path`.", ())
     plan_file: Path | None = _setting("The local worker's plan (JSON), readable before the engine has loaded.", None)

@@ -41,6 +41,19 @@ class Key:
     expires_at: int | None
     last_used: str | None  # the day, UTC
 
+    def shown(self, user_name: str) -> dict[str, Any]:
+        """What an administrator may see."""
+        return {
+            "id": self.id,
+            "user": self.user,
+            "user_name": user_name,
+            "name": self.name,
+            "scopes": sorted(self.scopes),
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "last_used": self.last_used,
+        }
+
 
 def new_key() -> str:
     body = PREFIX + "".join(secrets.choice(_BASE62) for _ in range(30))

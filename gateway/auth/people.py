@@ -33,6 +33,18 @@ class Person:
     password_hash: str | None = None
     keys: int = 0  # only counted in lists
 
+    def shown(self) -> dict[str, Any]:
+        """What an administrator may see."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "role": self.role,
+            "department": self.department,
+            "disabled": self.disabled,
+            "created_at": self.created_at,
+            "keys": self.keys,
+        }
+
 
 class People:
     def __init__(self, redis: RedisClient, clock: Callable[[], float] = time.time) -> None:
@@ -77,6 +89,9 @@ class People:
 
     async def enable(self, id: str) -> None:
         await self._redis.call("HSET", f"dm:user:{id}", "disabled", 0)
+
+    async def set_role(self, id: str, role: Role) -> None:
+        await self._redis.call("HSET", f"dm:user:{id}", "role", role.value)
 
     async def set_password_hash(self, id: str, password_hash: str) -> None:
         await self._redis.call("HSET", f"dm:user:{id}", "password", password_hash)

@@ -1,0 +1,224 @@
+"""The gateway's command line: parses and calls, nothing else.
+
+Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong usage, 78 wrong settings.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.auth.keys import Keys
+from gateway.auth.links import Links
+from gateway.auth.people import People, Person
+from gateway.auth.principal import Role, Scope
+from gateway.auth.secret import SecretError, Secrets
+from gateway.errors import BadRequest, NotFound, Refusal
+from gateway.redis_client import RedisClient
+from gateway.settings import Settings, SettingsError, table
+
+WRONG_SETTINGS = 78
+ADMINISTRATOR = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    people: People
+    keys: Keys
+    links: Links
+
+
+Command = Callable[[Parts, argparse.Namespace], Awaitable[None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    try:
+        if asked.command == "settings":
+            print(table())
+        elif asked.command == "serve":
+            return _serve(Settings.from_environment(os.environ))
+        else:
+            asyncio.run(_with_parts(Settings.from_environment(os.environ), asked))
+    except (SettingsError, SecretError) as fault:
+        return _say(str(fault), WRONG_SETTINGS)
+    except Refusal as refusal:
+        return _say(refusal.message, 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"gateway: {message}", file=sys.stderr)
+    return code
+
+
+def _serve(settings: Settings) -> int:
+    from gateway.app import build  # the whole application; the other commands do without
+    from gateway.server import ListenError, serve
+
+    try:
+        serve(build(settings), settings)
+    except ListenError as fault:
+        return _say(str(fault), 1)
+    return 0
+
+
+async def _with_parts(settings: Settings, asked: argparse.Namespace) -> None:
+    secrets = Secrets.from_file(settings.secret_file)
+    redis = _redis(settings)
+    try:
+        await asked.run(Parts(People(redis), Keys(redis, secrets), Links(redis, secrets, settings)), asked)
+    finally:
+        await redis.aclose()
+
+
+def _redis(settings: Settings) -> RedisClient:
+    try:
+        return RedisClient.from_settings(settings)
+    except OSError as fault:
+        raise SettingsError(f"DESKMATE_REDIS_PASSWORD_FILE: {fault.filename}: {fault.strerror}") from None
+    except ValueError:
+        raise SettingsError("DESKMATE_REDIS_URL must begin with unix://, redis:// or rediss://") from None
+
+
+async def create_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await parts.people.create(asked.name, Role(asked.role), asked.department)
+    print(f"{person.name} is made ({person.id}); 'user link {person.name}' prints a link to sign in with")
+
+
+async def list_users(parts: Parts, asked: argparse.Namespace) -> None:
+    people = await parts.people.all()
+    if asked.json:
+        print(_json([person.shown() for person in people]))
+        return
+    for person in people:
+        state = "disabled" if person.disabled else ""
+        print(f"{person.id}  {person.role:<13}  {person.keys:>3} keys  {person.name}  {state}".rstrip())
+
+
+async def disable_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await _named(parts, asked.name)
+    await parts.people.disable(person.id)
+    print(f"{person.name} is disabled; keys and sessions are good for nothing within a second")
+
+
+async def enable_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await _named(parts, asked.name)
+    await parts.people.enable(person.id)
+    print(f"{person.name} is enabled")
+
+
+async def link_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await _administrator(parts) if asked.administrator else await _named(parts, asked.name)
+    if person.disabled:
+        raise BadRequest(f"{person.name} is disabled; 'user enable {person.name}' first")
+    link = await parts.links.create(person.id)
+    print(_json({"url": link.url, "expires_at": link.expires_at}) if asked.json else link.url)
+
+
+async def _administrator(parts: Parts) -> Person:
+    """The account that is always there for whoever runs this machine."""
+    person = await parts.people.ensure(ADMINISTRATOR, Role.ADMINISTRATOR)
+    if person.role is not Role.ADMINISTRATOR:
+        await parts.people.set_role(person.id, Role.ADMINISTRATOR)
+    if person.disabled:
+        await parts.people.enable(person.id)
+    return await _named(parts, ADMINISTRATOR)
+
+
+async def create_key(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await parts.people.ensure(asked.user)
+    scopes = frozenset(Scope(scope) for scope in asked.scope or [Scope.CHAT])
+    key, text = await parts.keys.create(person.id, asked.name, scopes, asked.expires_in_days)
+    if asked.json:
+        print(_json({**key.shown(person.name), "key": text}))
+    else:
+        print(text)
+        print(f"gateway: the key {key.id} of {person.name}; it is shown only now", file=sys.stderr)
+
+
+async def list_keys(parts: Parts, asked: argparse.Namespace) -> None:
+    names = {person.id: person.name for person in await parts.people.all()}
+    keys = await parts.keys.all()
+    if asked.json:
+        print(_json([key.shown(names.get(key.user, "")) for key in keys]))
+        return
+    for key in keys:
+        print(f"{key.id}  {names.get(key.user, key.user)}  {','.join(sorted(key.scopes))}  {key.name}".rstrip())
+
+
+async def revoke_key(parts: Parts, asked: argparse.Namespace) -> None:
+    if not await parts.keys.revoke(asked.id):
+        raise NotFound(f"there is no key {asked.id}; 'key list' shows them")
+    print(f"{asked.id} is revoked")
+
+
+async def _named(parts: Parts, name: str) -> Person:
+    person = await parts.people.named(name)
+    if person is None:
+        raise NotFound(f"there is no person named '{name}'; 'user list' shows them")
+    return person
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="The gateway: serve it, and its people and keys.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve until SIGTERM; settings come from the environment")
+    commands.add_parser("settings", help="list the settings")
+    _add_user_commands(commands.add_parser("user", help="people").add_subparsers(required=True, metavar="COMMAND"))
+    _add_key_commands(commands.add_parser("key", help="API keys").add_subparsers(required=True, metavar="COMMAND"))
+    return parser
+
+
+def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    create = _add(commands, "create", create_user, "make a person")
+    create.add_argument("name")
+    create.add_argument("--role", choices=list(Role), default=Role.MEMBER)
+    create.add_argument("--department")
+    _add(commands, "list", list_users, "list everybody").add_argument("--json", action="store_true")
+    _add(commands, "disable", disable_user, "refuse a person's keys and sessions").add_argument("name")
+    _add(commands, "enable", enable_user, "let a disabled person in again").add_argument("name")
+    link = _add(commands, "link", link_user, "print a one-time link that signs a person in, good for a day")
+    who = link.add_mutually_exclusive_group(required=True)
+    who.add_argument("name", nargs="?")
+    who.add_argument("--administrator", action="store_true", help=f"the account '{ADMINISTRATOR}', made when new")
+    link.add_argument("--json", action="store_true")
+
+
+def _add_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    create = _add(commands, "create", create_key, "make an API key; its person too when new")
+    create.add_argument("--user", required=True, metavar="NAME")
+    create.add_argument("--scope", action="append", choices=list(Scope), help="may be repeated; without one: chat")
+    create.add_argument("--name", default="", help="what the key is for")
+    create.add_argument("--expires-in-days", type=_days, metavar="N")
+    create.add_argument("--json", action="store_true")
+    _add(commands, "list", list_keys, "list the keys, without the keys themselves").add_argument("--json", action="store_true")
+    _add(commands, "revoke", revoke_key, "make a key worthless").add_argument("id")
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, help: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _days(text: str) -> int:
+    if not 1 <= (days := int(text)) <= 3650:
+        raise ValueError
+    return days
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The doors of /admin: people, sign-in links and keys, for administrators; translates only."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.links import Links
+from gateway.auth.people import Person
+from gateway.auth.principal import Role, Scope
+from gateway.body import checked, parse_json
+from gateway.errors import BadRequest, NotFound
+
+LONGEST_KEY_NAME = 128
+MOST_DAYS = 3650
+
+
+def router(authenticator: Authenticator, links: Links) -> APIRouter:
+    administrator = authenticator.requires(Scope.ADMIN)
+    router = APIRouter(prefix="/admin", dependencies=[Depends(administrator)])
+    people, keys = authenticator.people, authenticator.keys
+
+    @router.get("/users")
+    async def list_users() -> Response:
+        return JSONResponse({"data": [person.shown() for person in await people.all()]})
+
+    @router.post("/users")
+    async def create_user(request: Request) -> Response:
+        kinds: dict[str, type] = {"role": str, "department": str}
+        body = checked(parse_json(await request.body()), required={"name": str}, optional=kinds)
+        role = _role(body.get("role", Role.MEMBER))
+        return JSONResponse((await people.create(body["name"], role, body.get("department"))).shown())
+
+    @router.post("/users/{id}/disable")
+    async def disable_user(id: str, request: Request) -> Response:
+        person = await _person(id)
+        if person.id == (await administrator(request)).user:
+            raise BadRequest("You cannot disable yourself; another administrator can.", code="own_account")
+        await people.disable(person.id)
+        authenticator.forget()
+        return JSONResponse((await _person(id)).shown())
+
+    @router.post("/users/{id}/enable")
+    async def enable_user(id: str) -> Response:
+        await people.enable((await _person(id)).id)
+        authenticator.forget()
+        return JSONResponse((await _person(id)).shown())
+
+    @router.post("/users/{id}/link")
+    async def create_link(id: str) -> Response:
+        person = await _person(id)
+        if person.disabled:
+            raise BadRequest(f"'{person.name}' is disabled; enable the account first.", code="account_disabled")
+        link = await links.create(person.id)
+        return JSONResponse({"url": link.url, "expires_at": link.expires_at})
+
+    @router.get("/keys")
+    async def list_keys() -> Response:
+        names = {person.id: person.name for person in await people.all()}
+        return JSONResponse({"data": [key.shown(names.get(key.user, "")) for key in await keys.all()]})
+
+    @router.post("/keys")
+    async def create_key(request: Request) -> Response:
+        kinds: dict[str, type] = {"name": str, "scopes": list, "expires_in_days": int}
+        body = checked(parse_json(await request.body()), required={"user": str}, optional=kinds)
+        name, scopes, days = body.get("name", ""), _scopes(body.get("scopes")), body.get("expires_in_days")
+        _check_key(name, days)
+        person = await people.ensure(body["user"])
+        key, text = await keys.create(person.id, name, scopes, days)
+        return JSONResponse({**key.shown(person.name), "key": text})
+
+    @router.delete("/keys/{id}")
+    async def revoke_key(id: str) -> Response:
+        if not await keys.revoke(id):
+            raise NotFound("There is no such key.")
+        authenticator.forget()
+        return JSONResponse({"id": id, "deleted": True})
+
+    async def _person(id: str) -> Person:
+        person = await people.get(id)
+        if person is None:
+            raise NotFound("There is no such person.")
+        return person
+
+    return router
+
+
+def _role(text: str) -> Role:
+    if text not in list(Role):
+        raise BadRequest(f"'role' must be one of: {', '.join(Role)}.", param="role")
+    return Role(text)
+
+
+def _scopes(given: list[Any] | None) -> frozenset[Scope]:
+    if given is None:
+        return frozenset({Scope.CHAT})
+    if not given or any(scope not in list(Scope) for scope in given):
+        raise BadRequest(f"'scopes' must be some of: {', '.join(Scope)}.", param="scopes")
+    return frozenset(map(Scope, given))
+
+
+def _check_key(name: str, days: int | None) -> None:
+    if len(name) > LONGEST_KEY_NAME or not (name.isprintable() or not name):
+        raise BadRequest(f"A key's name has at most {LONGEST_KEY_NAME} printable characters.", param="name")
+    if days is not None and not 1 <= days <= MOST_DAYS:
+        raise BadRequest(f"'expires_in_days' must be from 1 to {MOST_DAYS}.", param="expires_in_days")
