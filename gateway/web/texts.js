@@ -96,7 +96,7 @@ const en = {
   delete_action: "Delete it",
 
   no_trace: "No trace",
-  no_trace_on: "No trace. Nothing of this conversation is stored, here or on the server. Leaving or reloading the page ends it.",
+  no_trace_on: "Nothing of this conversation is stored, here or on the server. Leaving or reloading the page ends it.",
   no_trace_leave: "End no trace",
   no_trace_title: "End the no-trace conversation?",
   no_trace_text: "It was never stored, so it will be gone.",
@@ -286,7 +286,7 @@ const zh = {
   delete_action: "删除",
 
   no_trace: "无痕",
-  no_trace_on: "无痕模式：本对话在本机和服务器上都不会保存。离开或刷新页面即结束。",
+  no_trace_on: "本对话在本机和服务器上都不会保存。离开或刷新页面即结束。",
   no_trace_leave: "结束无痕",
   no_trace_title: "结束无痕对话？",
   no_trace_text: "它从未被保存，结束后将无法找回。",

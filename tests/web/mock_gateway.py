@@ -1,4 +1,4 @@
-"""A scripted gateway for the page's tests: the routes the page uses, answers as told. Holds no rule of the real gateway."""
+"""A scripted gateway for the page's tests: its routes, answers as told. Holds no rule of the real gateway."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ CSP = (
     "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types chat dompurify"
 )
+PAGE_HEADERS = {"content-security-policy": CSP, "cache-control": "no-cache"}
 MODEL = "SmolLM2-135M-Instruct"
 DEFAULTS = {"max_output_tokens": 1024, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1}
 STAGES = ("redis", "gateway", "plan", "import", "weights", "memory", "warmup", "serve")
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 
 Json = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,13 @@ class MockGateway:
         self.api_keys: dict[str, Json] = {}
         self.links: dict[str, str] = {}
         self.sessions: dict[str, str] = {}
-        self.ready = True
         self.demo = True
         self.failing_readyz = False
         self.started = time.time()
         self.add_user("Ada", "administrator")
         self._gate = asyncio.Event()
+        self._engine = asyncio.Event()
+        self._engine.set()
         self._streams: list[asyncio.Transport] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -125,6 +128,14 @@ class MockGateway:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+
+    @property
+    def ready(self) -> bool:
+        return self._engine.is_set()
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._loop.call_soon_threadsafe(self._engine.set if ready else self._engine.clear)
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
@@ -176,10 +187,11 @@ class MockGateway:
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._around])
-        public: list[tuple[str, str, Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]]] = [
+        routes: list[tuple[str, str, Handler]] = [
             ("GET", "/", self._index), ("GET", "/web/{path:.+}", self._file), ("GET", "/readyz", self._readyz),
             ("POST", "/auth/link", self._auth_link), ("POST", "/auth/login", self._auth_login),
-            ("GET", "/auth/me", self._me), ("POST", "/auth/logout", self._logout), ("POST", "/auth/password", self._password),
+            ("GET", "/auth/me", self._me), ("POST", "/auth/logout", self._logout),
+            ("POST", "/auth/password", self._password),
             ("GET", "/v1/models", self._models),
             ("POST", "/v1/responses", self._respond), ("POST", "/v1/responses/input_tokens", self._count),
             ("GET", "/v1/responses/{id}", self._resume), ("POST", "/v1/responses/{id}/cancel", self._cancel),
@@ -188,14 +200,15 @@ class MockGateway:
             ("DELETE", "/v1/conversations/{id}", self._delete), ("GET", "/v1/conversations/{id}/items", self._items),
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
-            ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key), ("DELETE", "/admin/keys/{id}", self._revoke),
+            ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
+            ("DELETE", "/admin/keys/{id}", self._revoke),
         ]  # fmt: skip
-        for method, path, handler in public:
+        for method, path, handler in routes:
             app.router.add_route(method, path, handler)
         return app
 
     @web.middleware
-    async def _around(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path_qs}")
         open_to_all = request.path in ("/", "/readyz", "/auth/link", "/auth/login") or request.path.startswith("/web/")
         if not open_to_all and self._who(request) is None:
@@ -206,24 +219,19 @@ class MockGateway:
         return self.users.get(self.sessions.get(request.cookies.get("deskmate_sid", ""), ""))
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(WEB / "index.html", headers={"content-security-policy": CSP, "cache-control": "no-cache"})
+        return web.FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = WEB / request.match_info["path"]
-        headers = {"content-security-policy": CSP, "cache-control": "no-cache"}
-        return web.FileResponse(path, headers=headers) if path.is_file() else refusal(404, "not_found")
+        return web.FileResponse(path, headers=PAGE_HEADERS) if path.is_file() else refusal(404, "not_found")
 
     async def _readyz(self, request: web.Request) -> web.Response:
         if self.failing_readyz:
             return refusal(500, "mock_broken")
         since = self.started
-        stages = [
-            {"name": name, "state": "done" if self.ready or number < 4 else "running" if number == 4 else "waiting",
-             "started_at": since + number if number <= 4 else None, "seconds": 0.8 + number if number < 4 else None, "message": ""}
-            for number, name in enumerate(STAGES)
-        ]  # fmt: skip
-        parts = [{"name": "redis", "state": "ready", "since": since}, {"name": "gateway", "state": "ready", "since": since},
-                 {"name": "engine", "state": "ready" if self.ready else "loading", "since": since}]  # fmt: skip
+        stages = [stage(name, number, self.ready, since) for number, name in enumerate(STAGES)]
+        states = {"redis": "ready", "gateway": "ready", "engine": "ready" if self.ready else "loading"}
+        parts = [{"name": name, "state": state, "since": since} for name, state in states.items()]
         model = {"id": MODEL, "demo": self.demo, "context_tokens": 8192}
         body = {"ready": self.ready, "parts": parts, "stages": stages, "model": model}
         return web.json_response(body, status=200 if self.ready else 503)
@@ -239,7 +247,8 @@ class MockGateway:
 
     def _public(self, name: str) -> Json:
         user = self.users[name]
-        return {key: user[key] for key in ("id", "name", "role", "department")} | {"has_password": name in self.passwords}
+        told = {key: user[key] for key in ("id", "name", "role", "department")}
+        return told | {"has_password": name in self.passwords}
 
     async def _auth_link(self, request: web.Request) -> web.Response:
         name = self.links.pop((await request.json())["token"], None)
@@ -305,16 +314,16 @@ class MockGateway:
 
     def _new_conversation(self, title: str | None, age_seconds: float = 0) -> Json:
         at = int(time.time() - age_seconds)
-        found = {"id": f"conv_{secrets.token_hex(6)}", "object": "conversation", "created_at": at, "updated_at": at,
-                 "metadata": {"deskmate:title": title} if title else {}, "version": 0, "deskmate:running": None}  # fmt: skip
+        found: Json = {"id": f"conv_{secrets.token_hex(6)}", "object": "conversation", "created_at": at, "version": 0}
+        found |= {"updated_at": at, "metadata": {"deskmate:title": title} if title else {}, "deskmate:running": None}
         self.conversations[found["id"]] = found
         self.items[found["id"]] = []
         return found
 
     async def _list(self, request: web.Request) -> web.Response:
         query = request.query.get("query", "").lower()
-        found = [one for one in self.conversations.values() if query in one["metadata"].get("deskmate:title", "").lower()]
-        found.sort(key=lambda one: one["updated_at"], reverse=True)
+        newest_first = sorted(self.conversations.values(), key=lambda one: one["updated_at"], reverse=True)
+        found = [one for one in newest_first if query in one["metadata"].get("deskmate:title", "").lower()]
         ids = [one["id"] for one in found]
         first = ids.index(request.query["after"]) + 1 if "after" in request.query else 0
         last = first + int(request.query.get("limit", 20))
@@ -353,7 +362,8 @@ class MockGateway:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _count(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "response.input_tokens", "input_tokens": self._tokens(await request.json())})
+        count = self._tokens(await request.json())
+        return web.json_response({"object": "response.input_tokens", "input_tokens": count})
 
     def _tokens(self, body: Json) -> int:
         said = json.dumps(self.items.get(body.get("conversation") or "", [])) + json.dumps(body["input"])
@@ -396,8 +406,7 @@ class MockGateway:
         for position, eta in script.queue:
             turn.say("deskmate:queue.updated", position=position, eta_seconds=eta)
             await self._gate.wait()
-        while not self.ready:
-            await asyncio.sleep(0.02)
+        await self._engine.wait()
         turn.say("deskmate:queue.updated", position=0, eta_seconds=0)
         turn.status = "in_progress"
         turn.say("response.in_progress", response=turn.resource())
@@ -449,6 +458,14 @@ class MockGateway:
         return response
 
 
+def stage(name: str, number: int, ready: bool, since: float) -> Json:
+    """The start's stages with the fifth one running, or all done."""
+    if ready or number < 4:
+        return {"name": name, "state": "done", "started_at": since + number, "seconds": 0.8 + number, "message": ""}
+    state, at = ("running", since + number) if number == 4 else ("waiting", None)
+    return {"name": name, "state": state, "started_at": at, "seconds": None, "message": ""}
+
+
 def envelope(data: list[Json], has_more: bool) -> Json:
     ids = [one["id"] for one in data] or [None]
     return {"object": "list", "data": data, "has_more": has_more, "first_id": ids[0], "last_id": ids[-1]}
@@ -476,7 +493,3 @@ async def send(response: web.StreamResponse, frame: bytes, chunk_bytes: int | No
         await response.write(frame[at : at + size])
         if chunk_bytes:
             await asyncio.sleep(0.001)  # lets the piece leave as a packet of its own
-
-
-def scripted(text: str, **fields: Any) -> Script:
-    return replace(Script(text=text), **fields)
