@@ -207,6 +207,11 @@ class Engine:
         return self._plan_model
 
     @property
+    def defaults(self) -> Defaults:
+        """Generation settings of a request that sets none, also while the model is not known yet."""
+        return self.model.defaults if self.model else self._defaults(_PlanDefaults())
+
+    @property
     def state(self) -> EngineState:
         states = {worker.state for worker in self._workers}
         return next((s for s in (EngineState.READY, EngineState.LOST) if s in states), EngineState.LOADING)
@@ -336,22 +341,25 @@ class Engine:
 
     def _facts(self, plan: _Plan) -> ModelFacts:
         """The plan with our settings over it: a setting that is given wins."""
-        ours, theirs = self._settings, plan.generation_defaults
         return ModelFacts(
             id=plan.model.id,
             context_tokens=plan.context_tokens,
             seats=plan.seats,
-            defaults=Defaults(
-                max_tokens=_given(ours.max_tokens, theirs.max_tokens),
-                temperature=_given(ours.temperature, theirs.temperature),
-                top_p=_given(ours.top_p, theirs.top_p),
-                repetition_penalty=_given(ours.repetition_penalty, theirs.repetition_penalty),
-            ),
+            defaults=self._defaults(plan.generation_defaults),
             added_tokens=plan.added_tokens,
-            tool_parser=ours.tool_parser or plan.tool_parser,
+            tool_parser=self._settings.tool_parser or plan.tool_parser,
             demo=plan.model.demo,
             vision=plan.vision,
             kv_tokens=plan.kv_tokens,
+        )
+
+    def _defaults(self, theirs: _PlanDefaults) -> Defaults:
+        ours = self._settings
+        return Defaults(
+            max_tokens=_given(ours.max_tokens, theirs.max_tokens),
+            temperature=_given(ours.temperature, theirs.temperature),
+            top_p=_given(ours.top_p, theirs.top_p),
+            repetition_penalty=_given(ours.repetition_penalty, theirs.repetition_penalty),
         )
 
     def _set(self, worker: _Worker, state: EngineState) -> None:

@@ -179,7 +179,7 @@ class Runner:
         self._admission = admission
         self._engine = engine
         self._observer = observer
-        self._holder = holder
+        self.holder = holder
         self._live: dict[tuple[str, str], LiveTurn] = {}
         self._dirty: dict[LiveTurn, None] = {}
         self._work = asyncio.Event()
@@ -319,7 +319,7 @@ class Runner:
             leases = [Lease(live.owner, live.id) for live in self._live.values() if live.begun is not None]
             if leases:
                 with suppress(Unavailable):
-                    await self._store.renew(leases, self._holder, LEASE_SECONDS)
+                    await self._store.renew(leases, self.holder, LEASE_SECONDS)
 
     async def _recover(self) -> None:
         """End the turns of a gateway that died, with what they had said."""
@@ -331,7 +331,7 @@ class Runner:
             await asyncio.sleep(RENEW_SECONDS)
 
     async def _end_orphan(self, lease: Lease) -> None:
-        fence = await self._store.adopt(lease, self._holder, LEASE_SECONDS)
+        fence = await self._store.adopt(lease, self.holder, LEASE_SECONDS)
         if fence is None:
             return
         said = [decode_event(entry) for entry in await self._store.log(lease.owner, lease.turn)]

@@ -163,7 +163,8 @@ def _sizes(
 
 async def _count(request: TurnRequest, messages: list[Message], engine: Engine) -> Prompt:
     if engine.state is EngineState.READY:
-        body = msgspec.json.encode({"model": request.model, "messages": messages, "add_generation_prompt": True})
+        model = request.model or (engine.model.id if engine.model else "")
+        body = msgspec.json.encode({"model": model, "messages": messages, "add_generation_prompt": True})
         try:
             return Prompt(messages, await engine.count(body, request.id), exact=True)
         except EngineLost:
@@ -214,7 +215,7 @@ def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> byt
     room = model.context_tokens - prompt.tokens if model else sampling.max_tokens
     return msgspec.json.encode(
         {
-            "model": request.model,
+            "model": request.model or (model.id if model else ""),  # asked before it was known
             "messages": prompt.messages,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -49,6 +49,7 @@ class Begin:
 
     `turn` is the response id, chosen by the caller; `request` the caller's record of what was asked, opaque here.
     `key` with `digest` make a repeated post attach to the first one; `key_seconds` is how long it is remembered.
+    With `attach` false this post is known to be a first one: it is remembered under its key, whatever was before.
     """
 
     owner: str
@@ -62,6 +63,7 @@ class Begin:
     key: str | None = None
     digest: str = ""
     key_seconds: int = 86_400
+    attach: bool = True
     title: str | None = None  # becomes metadata["deskmate:title"] when the conversation has none
     holder: str = ""  # the gateway process that runs the turn
     lease_seconds: float = 5.0

@@ -1,0 +1,107 @@
+"""The door of operations: is it alive, is it ready, what does it measure. Translates, decides nothing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from gateway.auth import Scope
+from gateway.auth.authenticator import Authenticator
+from gateway.engine import Engine, EngineState
+from gateway.errors import StorageFull, Unavailable
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.redis_client import RedisClient
+from gateway.settings import Settings
+
+
+@dataclass(slots=True)
+class OpsDoor:
+    auth: Authenticator
+    redis: RedisClient
+    engine: Engine
+    metrics: Metrics
+    settings: Settings
+    measure: Callable[[], None]  # sets the gauges
+    draining: bool = False
+    began: float = 0.0
+
+    async def healthz(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, request: Request) -> Response:
+        """Each part by name, and how far the start is. Public: it says nothing of people and nothing of the machine."""
+        parts: list[dict[str, Any]] = [
+            {"name": "redis", "state": await self._redis_state(), "since": self.began},
+            {"name": "gateway", "state": "draining" if self.draining else "ready", "since": self.began},
+            {"name": "engine", "state": str(self.engine.state), "since": self.engine.since or self.began},
+        ]
+        ready = all(part["state"] == "ready" for part in parts)
+        body = {"ready": ready, "parts": parts, "stages": self._stages(), "model": self._model()}
+        return Response(msgspec.json.encode(body), 200 if ready else 503, media_type="application/json")
+
+    async def gateway_metrics(self, request: Request) -> Response:
+        await self._may_measure(request)
+        self.measure()
+        self.metrics.up.labels("redis").set(await self._redis_state() == "ready")
+        self.metrics.up.labels("engine").set(self.engine.state is EngineState.READY)
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+
+    async def worker_metrics(self, request: Request) -> Response:
+        """The worker's own, passed on: locally it has no port that Prometheus could reach."""
+        await self._may_measure(request)
+        return Response(await self.engine.get("/metrics"), media_type=CONTENT_TYPE)
+
+    async def _may_measure(self, request: Request) -> None:
+        """A peer on this machine that no proxy speaks for, or a key with the scope."""
+        peer = request.client.host if request.client else ""
+        forwarded = request.scope.get("state", {}).get("forwarded", False)
+        if not (_is_loopback(peer) and not forwarded):
+            await self.auth.requires(Scope.METRICS)(request)
+
+    async def _redis_state(self) -> str:
+        try:
+            await self.redis.call("PING")
+        except StorageFull:
+            return "full"
+        except Unavailable:
+            return "down"
+        return "ready"
+
+    def _model(self) -> dict[str, Any] | None:
+        model = self.engine.model
+        if model is None:
+            return None
+        return {"id": model.id, "demo": model.demo, "context_tokens": model.context_tokens}
+
+    def _stages(self) -> list[Any]:
+        """The supervisor's account of the start; empty where there is none."""
+        file = self.settings.status_file
+        try:
+            status = msgspec.json.decode(file.read_bytes()) if file else {}
+        except (OSError, msgspec.DecodeError):
+            return []  # just being replaced, or not written yet
+        stages = status.get("stages", [])
+        return stages if isinstance(stages, list) else []
+
+
+def router(door: OpsDoor) -> APIRouter:
+    door.began = time.time()
+    routes = APIRouter()
+    routes.add_route("/healthz", door.healthz, methods=["GET"])
+    routes.add_route("/readyz", door.readyz, methods=["GET"])
+    routes.add_route("/metrics", door.gateway_metrics, methods=["GET"])
+    routes.add_route("/metrics/worker", door.worker_metrics, methods=["GET"])
+    return routes
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,235 @@
+"""How a response looks to its caller: the object with all its fields, its items, and its stream of events.
+
+Pure: a fold over the turn's events. The same events always give the same bytes and sequence numbers, so a stream
+that is replayed is the stream that was seen. Knows no storage and no engine.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.conversations import Item, StoredResponse, item_id
+from gateway.sse import event
+from gateway.turn import Delta, Finished, Progress, Queued, TurnEvent, answer_item, decode_event
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What was asked, with the effective values: stored with the response, given back in it."""
+
+    model: str
+    temperature: float
+    top_p: float
+    max_output_tokens: int
+    instructions: str | None = None
+    truncation: str = "disabled"
+    background: bool = False
+    store: bool = True
+    parallel_tool_calls: bool = True
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    metadata: dict[str, str] = {}
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    conversation: str | None = None
+    previous: str | None = None
+    created_at: int = 0
+
+
+encode_echo = msgspec.json.Encoder().encode
+decode_echo = msgspec.json.Decoder(Echo).decode
+
+
+def render_item(item: Item) -> dict[str, Any]:
+    """A stored item as the API shows it: content as parts, every required field there."""
+    body = item.body
+    rendered = {"id": item.id, "type": "message", "status": body.get("status", "completed"), "role": body["role"]}
+    if "phase" in body:
+        rendered["phase"] = body["phase"]
+    content = body["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {**rendered, "content": [_render_part(part, body["role"]) for part in parts]}
+
+
+def _render_part(part: Mapping[str, Any], role: str) -> dict[str, Any]:
+    if part["type"] == "refusal":
+        return dict(part)
+    if role == "assistant":
+        return output_text(part["text"])
+    return {"type": "input_text", "text": part["text"]}
+
+
+def output_text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def response_object(
+    id: str, echo: Echo, status: str, output: Sequence[Mapping[str, Any]], outcome: Finished | None
+) -> dict[str, Any]:
+    """All fields of the Response object, always."""
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": echo.created_at,
+        "completed_at": outcome.completed_at if outcome and status == "completed" else None,
+        "status": status,
+        "incomplete_details": {"reason": outcome.reason} if outcome and outcome.reason else None,
+        "model": echo.model,
+        "previous_response_id": echo.previous,
+        "instructions": echo.instructions,
+        "output": output,
+        "error": {"code": outcome.code, "message": outcome.message} if outcome and outcome.code else None,
+        "tools": [],
+        "tool_choice": "auto",
+        "truncation": echo.truncation,
+        "parallel_tool_calls": echo.parallel_tool_calls,
+        "text": {"format": {"type": "text"}},
+        "top_p": echo.top_p,
+        "presence_penalty": echo.presence_penalty,
+        "frequency_penalty": echo.frequency_penalty,
+        "top_logprobs": 0,
+        "temperature": echo.temperature,
+        "reasoning": {"effort": None, "summary": None},
+        "usage": _usage(outcome),
+        "max_output_tokens": echo.max_output_tokens,
+        "max_tool_calls": None,
+        "store": echo.store,
+        "background": echo.background,
+        "service_tier": "default",
+        "metadata": echo.metadata | _timing(outcome),
+        "safety_identifier": echo.safety_identifier,
+        "prompt_cache_key": echo.prompt_cache_key,
+        "conversation": {"id": echo.conversation} if echo.conversation else None,
+    }
+
+
+def _usage(outcome: Finished | None) -> dict[str, Any] | None:
+    if outcome is None:
+        return None
+    return {
+        "input_tokens": outcome.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": outcome.cached_tokens},
+        "output_tokens": outcome.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
+    }
+
+
+def _timing(outcome: Finished | None) -> dict[str, str]:
+    """Where the time went, in seconds, as metadata of the finished response."""
+    if outcome is None or not outcome.timing.prefill:
+        return {}
+    timing = outcome.timing
+    return {
+        "deskmate:queued_seconds": f"{timing.queued:.3f}",
+        "deskmate:prefill_seconds": f"{timing.prefill:.3f}",
+        "deskmate:decode_seconds": f"{timing.decode:.3f}",
+    }
+
+
+def stored_object(stored: StoredResponse) -> dict[str, Any]:
+    outcome = decode_event(stored.result) if stored.result is not None else None
+    assert outcome is None or isinstance(outcome, Finished)  # noqa: S101 - what finish wrote
+    output = [render_item(item) for item in stored.output]
+    return response_object(stored.id, decode_echo(stored.request), stored.status, output, outcome)
+
+
+class StreamRenderer:
+    """The Responses stream of one turn: feed it the turn's events in order, send what it gives.
+
+    `item` is the id of the answer's message, known before it is stored.
+    """
+
+    def __init__(self, id: str, echo: Echo, shelf: str, first_output: int) -> None:
+        self._id = id
+        self._echo = echo
+        self._item = item_id({"type": "message"}, shelf, first_output)
+        self._next = 0
+        self._text: list[str] = []
+        self._queued = False
+        self._seated = False
+        self._item_open = False
+        self._delta_head = _encode_json(
+            {"type": "response.output_text.delta", "item_id": self._item, "output_index": 0, "content_index": 0}
+        )[:-1]
+
+    def begin(self) -> Iterator[bytes]:
+        yield self._state("response.created", "queued")
+
+    def feed(self, happened: TurnEvent) -> Iterator[bytes]:
+        match happened:
+            case Delta(text=text):
+                if not self._item_open:
+                    yield from self._open_item()
+                self._text.append(text)
+                yield self._delta(text)
+            case Queued(position=position, eta_seconds=eta):
+                if position and not self._queued:
+                    self._queued = True
+                    yield self._state("response.queued", "queued")
+                yield self._event("deskmate:queue.updated", position=position, eta_seconds=eta)
+                if not position:
+                    self._seated = True
+                    yield self._state("response.in_progress", "in_progress")
+            case Progress(state=state, eta_seconds=eta):
+                yield self._event("deskmate:progress", state=state, eta_seconds=eta)
+            case Finished():
+                yield from self._finish(happened)
+
+    @property
+    def count(self) -> int:
+        """Events rendered so far, which is the next sequence number."""
+        return self._next
+
+    def result(self, outcome: Finished) -> dict[str, Any]:
+        """The finished response, from what was fed."""
+        output = [self._message(outcome.status == "completed")] if self._text or outcome.status == "completed" else []
+        return response_object(self._id, self._echo, outcome.status, output, outcome)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        number, self._next = self._next, self._next + 1
+        return event({"type": kind, **fields, "sequence_number": number})
+
+    def _state(self, kind: str, status: str) -> bytes:
+        return self._event(kind, response=response_object(self._id, self._echo, status, [], None))
+
+    def _delta(self, text: str) -> bytes:
+        """The hot path: everything but the text and the number is rendered once."""
+        number, self._next = self._next, self._next + 1
+        return b'event: response.output_text.delta\ndata: %b,"delta":%b,"logprobs":[],"sequence_number":%d}\n\n' % (
+            self._delta_head,
+            _encode_json(text),
+            number,
+        )
+
+    def _message(self, complete: bool) -> dict[str, Any]:
+        return render_item(Item(self._item, answer_item("".join(self._text), complete)))
+
+    def _open_item(self) -> Iterator[bytes]:
+        self._item_open = True
+        if not self._seated:
+            self._seated = True
+            yield self._state("response.in_progress", "in_progress")
+        item = {"id": self._item, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+        yield self._event("response.output_item.added", output_index=0, item=item)
+        yield self._event(
+            "response.content_part.added", item_id=self._item, output_index=0, content_index=0, part=output_text("")
+        )
+
+    def _close_item(self, complete: bool) -> Iterator[bytes]:
+        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
+        text = "".join(self._text)
+        yield self._event("response.output_text.done", **place, text=text, logprobs=[])
+        yield self._event("response.content_part.done", **place, part=output_text(text))
+        yield self._event("response.output_item.done", output_index=0, item=self._message(complete))
+
+    def _finish(self, outcome: Finished) -> Iterator[bytes]:
+        complete = outcome.status == "completed"
+        if complete and not self._item_open:
+            yield from self._open_item()
+        if self._item_open:
+            yield from self._close_item(complete)
+        kind = "response.incomplete" if outcome.status == "cancelled" else f"response.{outcome.status}"
+        yield self._event(kind, response=self.result(outcome))

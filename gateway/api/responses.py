@@ -1,0 +1,336 @@
+"""The door of /v1/responses: translates between HTTP and turns; decides nothing about them."""
+
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.response_input import (
+    CreateResponse,
+    check_model,
+    parse_create,
+    parse_input,
+    question_of,
+)
+from gateway.api.response_output import Echo, StreamRenderer, decode_echo, encode_echo, render_item, stored_object
+from gateway.auth import Principal, Scope
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.secret import Secrets
+from gateway.body import parse_json
+from gateway.conversations import Attached, Begin, Conversations, Json, StoredResponse
+from gateway.conversations.ids import new_id, new_shelf
+from gateway.engine import Defaults, Engine
+from gateway.errors import BadRequest, NotFound
+from gateway.prompt import Window, title_of
+from gateway.runner import LiveTurn, Order, Runner
+from gateway.settings import Settings
+from gateway.sse import DONE, HEARTBEAT, EventStream, unless_left
+from gateway.turn import Finished, Sampling, TurnEvent, TurnRequest, build_prompt
+
+RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
+KEY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesDoor:
+    """The parts this door needs, and what its routes share."""
+
+    auth: Authenticator
+    secrets: Secrets
+    store: Conversations
+    runner: Runner
+    engine: Engine
+    settings: Settings
+
+    async def create(self, request: Request) -> Response | EventStream:
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        raw = await request.body()
+        create = parse_create(parse_json(raw))
+        order, echo = await self._order(principal, create, request, raw)
+        turn = await self.runner.begin(order)
+        if isinstance(turn, Attached):
+            return await self._attach(principal, turn, create, request)
+        shelf, first = (turn.begun.shelf, turn.begun.first_output) if turn.begun else (new_shelf(), 1)
+        renderer = StreamRenderer(turn.id, echo, shelf, first)
+        if create.stream:
+            return EventStream(_stream(renderer, turn.follow()), on_end=turn.stop_if_alone)
+        if create.background:
+            return json_response(stored_object(await self.store.response(principal.user, turn.id)))
+        return await self._whole(request, renderer, turn)
+
+    async def _whole(self, request: Request, renderer: StreamRenderer, turn: LiveTurn) -> Response:
+        """A response that is not streamed: the caller waits for its end; when they leave, the turn ends."""
+        try:
+            outcome = await unless_left(request.receive, _last(renderer, turn.follow()))
+        finally:
+            turn.stop_if_alone()
+        return json_response(renderer.result(outcome)) if outcome else Response(status_code=499)
+
+    async def _attach(
+        self, principal: Principal, attached: Attached, create: CreateResponse, request: Request
+    ) -> Response | EventStream:
+        """The same post once more: show the turn it began."""
+        if create.stream:
+            return await self._replay(principal, attached.turn, -1)
+        if not create.background:
+            await unless_left(request.receive, _exhaust(self.runner.follow(principal.user, attached.turn)))
+        return json_response(stored_object(await self.store.response(principal.user, attached.turn)))
+
+    async def get(self, request: Request) -> Response | EventStream:
+        id = request.path_params["id"]
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        query = request.query_params
+        if query.get("stream") == "true":
+            return await self._replay(principal, id, integer(query.get("starting_after"), "starting_after", -1))
+        return json_response(stored_object(await self._stored(principal, id)))
+
+    async def _replay(self, principal: Principal, id: str, after: int) -> EventStream:
+        stored = await self._stored(principal, id)
+        renderer = StreamRenderer(id, decode_echo(stored.request), stored.shelf, stored.first_output)
+        return EventStream(_stream(renderer, self.runner.follow(principal.user, id), after))
+
+    async def cancel(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        await self._stored(principal, id)
+        return json_response(stored_object(await self.runner.cancel(principal.user, id)))
+
+    async def delete(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        await self._stored(principal, id)
+        await self.store.delete_response(principal.user, id)
+        return json_response({"id": id, "object": "response", "deleted": True})
+
+    async def input_items(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        stored = await self._stored(principal, id)
+        limit, order, after = paging(request)
+        items = [render_item(item) for item in stored.input]
+        if order == "desc":
+            items.reverse()
+        begin = next((index + 1 for index, item in enumerate(items) if item["id"] == after), 0)
+        return json_response(page(items[begin : begin + limit], len(items) > begin + limit))
+
+    async def input_tokens(self, request: Request) -> Response:
+        """Count what a prompt would be: the whole context, cut as the turn would cut it."""
+        principal = await self.auth.requires(Scope.CHAT)(request)
+        create = parse_create(parse_json(await request.body()))
+        question = parse_input(create.input) if create.input else []
+        history: Sequence[Json] = []
+        if create.conversation_id or create.previous_response_id:
+            stored = await self.store.history(principal.user, create.conversation_id, create.previous_response_id)
+            history = [item.body for item in stored]
+        turn = self._turn_request(principal, create, [*history, *question])
+        prompt = await build_prompt(turn, self.engine)
+        return json_response({"object": "response.input_tokens", "input_tokens": prompt.tokens})
+
+    async def _stored(self, principal: Principal, id: str) -> StoredResponse:
+        try:
+            return await self.store.response(principal.user, id)
+        except NotFound:
+            raise NotFound(f"There is no response `{id[:80]}`.", param="id") from None
+
+    async def _order(
+        self, principal: Principal, create: CreateResponse, request: Request, raw: bytes
+    ) -> tuple[Order, Echo]:
+        model = self.engine.model
+        check_model(create.model, model.id if model else None, self.settings.model_aliases)
+        items = parse_input(create.input)
+        context: Sequence[Json] = items
+        if not create.is_stored and create.previous_response_id:
+            before = await self.store.history(principal.user, None, create.previous_response_id)
+            context = [*(item.body for item in before), *items]
+        turn = self._turn_request(principal, create, context)
+        echo = _echo(create, turn, int(time.time()))
+        begin = self._begin(principal, create, turn, echo, items, request, raw) if create.is_stored else None
+        return Order(turn, begin, background=bool(create.background)), echo
+
+    def _turn_request(self, principal: Principal, create: CreateResponse, items: Sequence[Json]) -> TurnRequest:
+        model = self.engine.model
+        return TurnRequest(
+            id=new_id("resp"),
+            person=principal.user,
+            cache_salt=self.secrets.cache_salt(principal.user),
+            model=model.id if model else "",
+            system=create.instructions or self.settings.system_prompt,
+            items=items,
+            window=Window(create.window_rounds(), truncate=create.truncation == "auto"),
+            sampling=_sampling(create, self.engine.defaults),
+        )
+
+    def _begin(
+        self,
+        principal: Principal,
+        create: CreateResponse,
+        turn: TurnRequest,
+        echo: Echo,
+        items: Sequence[Json],
+        request: Request,
+        raw: bytes,
+    ) -> Begin:
+        key, seconds, attach = _repeat_key(request, raw)
+        return Begin(
+            owner=principal.user,
+            turn=turn.id,
+            created_at=echo.created_at,
+            input=items,
+            request=encode_echo(echo),
+            conversation=create.conversation_id,
+            previous=create.previous_response_id,
+            expected_version=if_match(request),
+            key=key,
+            digest=hashlib.sha256(raw).hexdigest(),
+            key_seconds=seconds,
+            attach=attach,
+            title=title_of(question_of(items)),
+            holder=self.runner.holder,
+        )
+
+
+def router(door: ResponsesDoor) -> APIRouter:
+    routes = APIRouter()
+    # Plain routes: what they return is an ASGI response already, and nothing of theirs is validated twice.
+    routes.add_route("/v1/responses", door.create, methods=["POST"])  # type: ignore[arg-type]
+    routes.add_route("/v1/responses/input_tokens", door.input_tokens, methods=["POST"])
+    routes.add_route("/v1/responses/{id}", door.get, methods=["GET"])  # type: ignore[arg-type]
+    routes.add_route("/v1/responses/{id}", door.delete, methods=["DELETE"])
+    routes.add_route("/v1/responses/{id}/cancel", door.cancel, methods=["POST"])
+    routes.add_route("/v1/responses/{id}/input_items", door.input_items, methods=["GET"])
+    return routes
+
+
+async def _stream(
+    renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None], after: int = -1
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events with a sequence number above `after`; what came together is sent together."""
+    head = b"".join(renderer.begin())
+    if after < 0:
+        yield head
+    async with aclosing(steps):
+        async for events in steps:
+            data = []
+            for happened in events:
+                for rendered in renderer.feed(happened):
+                    if renderer.count - 1 > after:
+                        data.append(rendered)
+            if data:
+                yield b"".join(data)
+            elif not events:
+                yield HEARTBEAT
+    yield DONE
+
+
+async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None]) -> Finished:
+    """Feed the renderer to the end of the turn."""
+    async with aclosing(steps):
+        async for events in steps:
+            for happened in events:
+                for _ in renderer.feed(happened):
+                    pass
+                if isinstance(happened, Finished):
+                    return happened
+    raise AssertionError("a turn ends with Finished")
+
+
+async def _exhaust(steps: AsyncGenerator[Sequence[TurnEvent], None]) -> None:
+    async with aclosing(steps):
+        async for _ in steps:
+            pass
+
+
+def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:
+    def given(value: Any, otherwise: Any) -> Any:
+        return otherwise if value is None else value
+
+    return Sampling(
+        max_tokens=given(create.max_output_tokens, defaults.max_tokens),
+        temperature=given(create.temperature, defaults.temperature),
+        top_p=given(create.top_p, defaults.top_p),
+        repetition_penalty=given(create.repetition_penalty, defaults.repetition_penalty),
+        extra=create.sampling_extra(),
+    )
+
+
+def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
+    return Echo(
+        model=turn.model,
+        temperature=turn.sampling.temperature,
+        top_p=turn.sampling.top_p,
+        max_output_tokens=turn.sampling.max_tokens,
+        instructions=create.instructions,
+        truncation=create.truncation or "disabled",
+        background=bool(create.background),
+        store=create.is_stored,
+        parallel_tool_calls=create.parallel_tool_calls is not False,
+        presence_penalty=create.presence_penalty or 0.0,
+        frequency_penalty=create.frequency_penalty or 0.0,
+        metadata=create.metadata or {},
+        safety_identifier=create.safety_identifier,
+        prompt_cache_key=create.prompt_cache_key,
+        conversation=create.conversation_id,
+        previous=create.previous_response_id,
+        created_at=created_at,
+    )
+
+
+def _repeat_key(request: Request, raw: bytes) -> tuple[str, int, bool]:
+    """The key that recognises this post when it comes again, for how long, and whether this one may be a repeat.
+
+    The official SDK sends no key, but counts its retries: those are recognised by their body.
+    """
+    if key := request.headers.get("idempotency-key"):
+        if len(key) > 255:
+            raise BadRequest("`Idempotency-Key` may have up to 255 characters.")
+        return f"key:{hashlib.sha256(key.encode()).hexdigest()}", KEY_SECONDS, True
+    retries = integer(request.headers.get("x-stainless-retry-count"), "x-stainless-retry-count", 0)
+    return f"body:{hashlib.sha256(raw).hexdigest()}", RETRY_SECONDS, retries > 0
+
+
+def if_match(request: Request) -> int | None:
+    value = request.headers.get("if-match")
+    return None if value is None else integer(value.strip('"'), "If-Match", 0)
+
+
+def integer(value: str | None, name: str, default: int) -> int:
+    if value is None:
+        return default
+    try:
+        return int(value)
+    except ValueError:
+        raise BadRequest(f"`{name}` is a whole number.", param=name) from None
+
+
+def paging(request: Request) -> tuple[int, str, str | None]:
+    """`limit`, `order` and `after` of a list."""
+    query = request.query_params
+    limit, order = integer(query.get("limit"), "limit", 20), query.get("order", "desc")
+    if not 1 <= limit <= 100:
+        raise BadRequest(f"`limit` is {limit}; it must be from 1 to 100.", param="limit")
+    if order not in ("asc", "desc"):
+        raise BadRequest("`order` is asc or desc.", param="order")
+    return limit, order, query.get("after")
+
+
+def page(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """OpenAI's list envelope."""
+    ids = [item["id"] for item in items]
+    return {
+        "object": "list",
+        "data": items,
+        "has_more": has_more,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+    }
+
+
+def json_response(body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

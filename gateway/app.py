@@ -1,0 +1,164 @@
+"""The composition root: builds the parts, mounts the doors, renders the errors. No route, no business `if`."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from gateway import VERSION
+from gateway.admission.queue import RoundRobinQueue
+from gateway.api import admin, conversations, messages, openai, ops, pages, responses, sign_in
+from gateway.api.relayed import RelayDoor
+from gateway.auth import Principal
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.links import Links
+from gateway.auth.login import Login
+from gateway.auth.passwords import Passwords
+from gateway.auth.secret import Secrets
+from gateway.auth.throttle import Throttle
+from gateway.conversations.store import RedisConversations
+from gateway.engine import Engine
+from gateway.errors import MethodNotAllowed, NotFound, Refusal, Unavailable
+from gateway.limits import Limits
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.relay import Relay, Served, anthropic_error_body
+from gateway.runner import Runner
+from gateway.settings import Settings
+
+OPEN_RETRY_SECONDS = 0.5
+
+log = logging.getLogger("deskmate.gateway")
+
+
+class Gateway:
+    """The whole application (ASGI). `drain` is called when it is asked to stop, before connections are closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        keys = Secrets.from_file(settings.secret_file)
+        self.redis = RedisClient.from_settings(settings)
+        self.metrics = Metrics(VERSION)
+        self.engine = Engine(settings)
+        self.store = RedisConversations(
+            self.redis, retention_days=settings.retention_days, log_ttl_seconds=settings.log_ttl_seconds
+        )
+        self.queue = RoundRobinQueue(
+            lambda: self.engine.seats, per_person=settings.queue_per_person, max_wait_seconds=settings.max_wait_seconds
+        )
+        self.engine.on_change(self.queue.dispatch)
+        self.runner = Runner(self.store, self.queue, self.engine, self.metrics, holder=f"gw_{secrets.token_hex(6)}")
+        self.auth = Authenticator(self.redis, keys, settings)
+        self._ops = ops.OpsDoor(self.auth, self.redis, self.engine, self.metrics, settings, self._measure)
+        self._stop_at = float("inf")
+        self._asgi = Limits(self._application(keys), settings, render=self._render)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._asgi(scope, receive, send)
+
+    def drain(self) -> None:
+        """Take nothing new; what runs may go on for the drain time."""
+        self._ops.draining = True
+        self._stop_at = time.monotonic() + self._settings.drain_seconds
+        self.queue.drain()
+
+    # composition --------------------------------------------------------------------------------------------------
+    def _application(self, keys: Secrets) -> FastAPI:
+        settings, auth, engine = self._settings, self.auth, self.engine
+        links = Links(self.redis, keys, settings)
+        login = Login(auth.people, links, Passwords(), Throttle(self.redis, keys))
+        relayed = RelayDoor(auth, keys, engine, Relay(engine, self.queue, self._served), settings)
+        turns = responses.ResponsesDoor(auth, keys, self.store, self.runner, engine, settings)
+        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=self._lifespan)
+        for router in (
+            openai.router(relayed),
+            messages.router(relayed),
+            responses.router(turns),
+            conversations.router(conversations.ConversationsDoor(auth, self.store)),
+            sign_in.router(auth, login),
+            admin.router(auth, links),
+            ops.router(self._ops),
+            pages.router(),
+        ):
+            app.include_router(router)
+        app.add_exception_handler(Refusal, self._on_refusal)
+        app.add_exception_handler(HTTPException, self._on_http_exception)
+        app.add_exception_handler(Exception, self._on_bug)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(self._open_storage())
+        await self.engine.start()
+        await self.runner.start()
+        try:
+            yield
+        finally:
+            opening.cancel()
+            await self.runner.close(max(0.0, self._stop_at - time.monotonic()))
+            await self.engine.close()
+            await self.redis.aclose()
+
+    async def _open_storage(self) -> None:
+        """Redis may come later than we do; until then its users answer 503."""
+        while True:
+            with suppress(Unavailable):
+                await self.store.open()
+                return
+            await asyncio.sleep(OPEN_RETRY_SECONDS)
+
+    # counting -----------------------------------------------------------------------------------------------------
+    def _measure(self) -> None:
+        self.metrics.running.set(self.queue.in_flight)
+        self.metrics.waiting.set(self.queue.waiting)
+        self.metrics.seats.set(self.engine.seats)
+
+    def _served(self, principal: Principal, served: Served) -> None:
+        route = served.path.removeprefix("/v1/").replace("/", "_")
+        first = served.first_seconds
+        self.metrics.count(
+            route,
+            served.outcome,
+            served.prompt_tokens,
+            served.cached_tokens,
+            served.completion_tokens,
+            served.queue_seconds,
+            first if served.streamed else None,
+            served.seconds - first if served.streamed and first is not None else 0.0,
+        )
+
+    # errors -------------------------------------------------------------------------------------------------------
+    def _render(self, scope: Scope, refusal: Refusal) -> Response:
+        """The one place that turns a refusal into an answer, in the route's own shape."""
+        self.metrics.refusals.labels(refusal.code).inc()
+        anthropic = scope["path"].startswith("/v1/messages")
+        body = anthropic_error_body(refusal) if anthropic else refusal.body()
+        return JSONResponse(body, refusal.status, refusal.headers)
+
+    async def _on_refusal(self, request: Request, refusal: Exception) -> Response:
+        assert isinstance(refusal, Refusal)  # noqa: S101 - what it is registered for
+        return self._render(request.scope, refusal)
+
+    async def _on_http_exception(self, request: Request, error: Exception) -> Response:
+        method, path = request.method, request.url.path[:80]
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            return self._render(request.scope, MethodNotAllowed(f"{method} is not possible on {path}."))
+        return self._render(request.scope, NotFound(f"{method} {path} does not exist here.", code="unknown_url"))
+
+    async def _on_bug(self, request: Request, error: Exception) -> Response:
+        """A mistake of ours: reported with the request's id, and nothing of it shown."""
+        id = request.scope.get("state", {}).get("request_id", "")
+        log.error("request %s broke off: %s", id, type(error).__name__)
+        return self._render(request.scope, Refusal(f"Something went wrong here; please report the request id {id}."))
+
+
+def build(settings: Settings) -> Gateway:
+    return Gateway(settings)
