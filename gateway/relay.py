@@ -314,13 +314,14 @@ class RelayResponse:
 class _Events:
     """Whole events out of what the network delivers; counts them, finds the usage, the end and the engine's errors."""
 
-    __slots__ = ("_dialect", "_drops_usage", "_rest", "_served", "broken", "ended")
+    __slots__ = ("_dialect", "_drops_usage", "_rest", "_served", "_told", "broken", "ended")
 
     def __init__(self, order: Order, served: Served) -> None:
         self._dialect = order.dialect
         self._drops_usage = order.dialect.usage_is_extra and not order.keeps_usage
         self._served = served
         self._rest = b""
+        self._told = False  # the engine said how many tokens there were
         self.ended = False  # the engine finished its answer
         self.broken = False  # it said that it cannot
         served.completion_tokens = -order.dialect.opening_events
@@ -334,10 +335,11 @@ class _Events:
         if not data.endswith(b"\n\n"):
             data, mark, self._rest = data.rpartition(b"\n\n")
             data += mark
-        self._served.completion_tokens += data.count(b"\n\n")  # as long as no usage comes: a token an event
         if dialect.error_mark in data:
             self.broken = True
-            return data[: data.index(dialect.error_mark)]
+            data = data[: data.index(dialect.error_mark)]
+        if not self._told:
+            self._served.completion_tokens += data.count(b"\n\n")  # a token an event
         if dialect.usage_mark in data:
             data = self._take_usage(data)
         if data.endswith(dialect.end_mark):
@@ -349,6 +351,7 @@ class _Events:
         start = data.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in data[:at] else 0
         end = data.index(b"\n\n", at) + 2
         event = data[start:end]
+        self._told = True
         self._served.take(event[event.index(b"data: ") + 6 :])
         return data[:start] + data[end:] if self._drops_usage else data
 
