@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -22,7 +22,7 @@ from worker.vram import family
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 180
+START_SECONDS = 300
 STOP_SECONDS = 60
 
 
@@ -46,20 +46,22 @@ class Running:
     plan_file: Path
     stages: list[Stage]
 
-    def request(self, method: str, path: str, body: object = None) -> HTTPResponse:
-        connection = SocketConnection(self.socket)
-        headers = {"content-type": "application/json"}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        return connection.getresponse()
+    @contextmanager
+    def request(self, method: str, path: str, body: object = None) -> Iterator[HTTPResponse]:
+        with closing(SocketConnection(self.socket)) as connection:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"content-type": "application/json"})
+            with closing(connection.getresponse()) as response:
+                yield response
 
     def json(self, method: str, path: str, body: object = None) -> Any:
-        with closing(self.request(method, path, body)) as response:
+        with self.request(method, path, body) as response:
             content = response.read()
             assert response.status == 200, content
             return json.loads(content)
 
     def text(self, path: str) -> str:
-        with closing(self.request("GET", path)) as response:
+        with self.request("GET", path) as response:
             return response.read().decode()
 
 
@@ -82,11 +84,7 @@ def worker(tiny: Path, place: Path) -> Iterator[Running]:
     left_behind = place / "w.sock"
     with closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(str(left_behind))  # as an earlier vLLM would leave it
-    yield from started(tiny, place, ["--served-name", "tiny", "--seats", "4"])
-
-
-def started(model: Path, place: Path, options: list[str]) -> Iterator[Running]:
-    running = start(model, place, options)
+    running = start(tiny, place, ["--served-name", "tiny", "--seats", "4"])
     try:
         yield running
     finally:
@@ -99,7 +97,7 @@ def start(model: Path, place: Path, options: list[str], until: Stage = Stage.SER
                "--plan-file", str(place / "plan.json"), *options]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "DESKMATE_HOME": str(place)},
+        env={**os.environ, "VLLM_CACHE_ROOT": str(model.with_name("vllm-cache"))},  # makes the next start faster
     )  # fmt: skip
     running = Running(process, place / "w.sock", place / "plan.json", [])
     killer = time.monotonic() + START_SECONDS
@@ -193,12 +191,12 @@ def test_a_chat_is_answered_with_its_token_ids_and_cached_tokens(worker: Running
 
 
 def test_an_answer_of_a_given_form_works_without_triton(worker: Running) -> None:
-    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+    schema = {"type": "boolean"}
     answer = worker.json("POST", "/v1/chat/completions", {
-        "model": "tiny", "max_tokens": 200, "temperature": 0, "messages": [{"role": "user", "content": "yes?"}],
+        "model": "tiny", "max_tokens": 20, "temperature": 0, "messages": [{"role": "user", "content": "yes?"}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}},
     })  # fmt: skip
-    assert json.loads(answer["choices"][0]["message"]["content"])["yes"] in (True, False)
+    assert json.loads(answer["choices"][0]["message"]["content"]) in (True, False)
 
 
 def test_a_second_worker_on_the_same_socket_is_refused_within_three_seconds(worker: Running, tiny: Path) -> None:
@@ -217,15 +215,16 @@ def test_a_stop_lets_the_running_answer_end_and_leaves_no_process(worker: Runnin
     """The last test of this start."""
     pids = family(worker.process.pid)
     assert len(pids) >= 2
-    response = worker.request("POST", "/v1/chat/completions", {
+    long_answer = {
         "model": "tiny", "max_tokens": 1500, "ignore_eos": True, "stream": True,
         "messages": [{"role": "user", "content": "go on"}],
-    })  # fmt: skip
-    response.readline()
-    worker.process.send_signal(signal.SIGTERM)
-    assert b"data: [DONE]" in response.read()
-    response.close()
+    }  # fmt: skip
+    with worker.request("POST", "/v1/chat/completions", long_answer) as response:
+        response.readline()
+        worker.process.send_signal(signal.SIGTERM)
+        assert b"data: [DONE]" in response.read()
     assert all_gone_within(pids, STOP_SECONDS)
+    assert worker.process.wait() == 0
 
 
 @pytest.mark.parametrize("stage", [Stage.IMPORT, Stage.WEIGHTS])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,6 +206,21 @@ def test_the_table_names_every_choice_and_stays_narrow(made: Plan) -> None:
     lines = table(made).splitlines()
     assert all(any(line.startswith(one.choice) for line in lines) for one in made.reasons)
     assert max(map(len, lines)) <= 130
+
+
+@pytest.mark.parametrize("name", ["lib", "my dësk"])
+def test_the_preload_reaches_the_process_from_any_folder(tmp_path: Path, made: Plan, name: str) -> None:
+    library = tmp_path / name / "libiomp5.so"
+    library.parent.mkdir()
+    shutil.copy(Path(sys.prefix) / "lib" / "libiomp5.so", library)
+    planned = plan(replace(probe(), cards=(), openmp=library), made.model, Wishes()).environment
+    paths = {key: planned[key] for key in ("LD_PRELOAD", "LD_LIBRARY_PATH") if key in planned}
+    ended = subprocess.run(
+        [sys.executable, "-c", "print(open('/proc/self/maps').read())"], capture_output=True, text=True,
+        env={**os.environ, **paths}, timeout=60,
+    )  # fmt: skip
+    assert str(library) in ended.stdout
+    assert ended.stderr == ""
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
