@@ -104,6 +104,7 @@ class RedisConversations:
             self._keep_seconds,
             pack(begin.request),
             OUTPUT_ITEMS,
+            int(begin.attach),
             *_encoded(begin.input),
         ]
 

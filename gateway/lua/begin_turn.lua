@@ -4,22 +4,23 @@
 -- KEYS   none; ARGV[1] makes them: reads and writes conv, order, turns, convs, shelf, turn, idem, leases (types: keys.lua)
 -- ARGV   owner, turn, conversation, previous, expected version, idempotency key, its digest, its seconds, title, holder,
 --        lease (ms), created (s), id for a new shelf, retention (s), request (packed), how many numbers to
---        reserve for the output, then the input items (packed).
+--        reserve for the output, 1 to attach to what came before under the key (0 replaces it), then the
+--        input items (packed).
 --        '' stands for what is absent.
 -- result {'begun', fence, shelf, first number} | {'attached', turn} | {'reused'} | {'no_conversation'} | {'no_previous'}
 --        | {'too_deep'} | {'locked', version or '', running turn} | {'version', version}
 -- The same turn begun again by the same holder gets the first answer again: safe to repeat.
 -- include keys
 local owner, turn, conv, previous, expected, idem, digest, idem_seconds, title, holder, lease_ms, created, shelf_id,
-  keep_seconds, request, reserve = unpack(ARGV, 1, 16)
-local FIRST_ITEM = 17
+  keep_seconds, request, reserve, attach = unpack(ARGV, 1, 17)
+local FIRST_ITEM = 18
 -- include keep
 -- include shelf
 -- include context
 local turn_key, conv_key = key('turn', turn), key('conv', conv)
 local now = now_ms()
 
-if idem ~= '' then
+if idem ~= '' and attach == '1' then
   local before = redis.call('GET', key('idem', idem))
   if before then
     local first_turn, first_digest = string.match(before, '^(%S+) (.*)$')

@@ -1,9 +1,10 @@
 #!lua
--- Finish a turn: append its output under its reserved numbers, record result and usage, unlock, drop the lease, give the log its TTL. Fenced.
+-- Finish a turn: append its output under its reserved numbers, record result and usage, unlock, drop the lease, give
+-- the log its TTL. Fenced.
 --
 -- KEYS   none; ARGV[1] makes them: writes conv, order, turns, convs, shelf, turn, stream, usage, leases (types: keys.lua)
--- ARGV   owner, turn, fence, status, prompt tokens, completion tokens, day (yyyymmdd), log TTL (s), retention (s), result (packed),
---        then the output items (packed)
+-- ARGV   owner, turn, fence, status, prompt tokens, completion tokens, day (yyyymmdd), log TTL (s), retention (s),
+--        result (packed), then the output items (packed)
 -- result {shelf, first number}, or nothing when the fence is not the turn's or it finished otherwise
 -- The same finish again gets the first answer again and charges nothing: safe to repeat.
 -- include keys

@@ -3,7 +3,8 @@
 --
 -- KEYS   none; ARGV[1] makes them: reads convs, conv (types: keys.lua)
 -- ARGV   owner, conversation after which the page begins or '', rank at which it begins when there is none, page size
--- result {rank after the page, ranks seen, {id, created, updated, version, meta, title, running}, ...}, or nothing when `after` is unknown.
+-- result {rank after the page, ranks seen, {id, created, updated, version, meta, title, running}, ...}, or nothing when
+--        `after` is unknown.
 --        Conversations whose TTL is over are left out; the page is the last when fewer ranks were seen than its size.
 -- include keys
 local _, after, start, size = unpack(ARGV)

@@ -35,7 +35,8 @@ if conv then
 else
   leave(shelf)
 end
-if idem then redis.call('UNLINK', key('idem', idem)) end
+local remembered = idem and redis.call('GET', key('idem', idem))
+if remembered and string.match(remembered, '^%S+') == turn then redis.call('UNLINK', key('idem', idem)) end
 redis.call('UNLINK', turn_key, key('stream', turn))
 redis.call('ZREM', 'dm:leases', owner .. ':' .. turn)
 return 1

@@ -101,6 +101,16 @@ async def test_the_same_key_attaches_while_running_and_after(desk: Desk) -> None
     assert texts(await desk.store.history(desk.owner, conversation, None)) == ["1", "2"]
 
 
+async def test_a_post_known_to_be_a_first_one_is_remembered_instead_of_what_came_before(desk: Desk) -> None:
+    first, _ = await desk.begins("1", key="k", digest="d")
+    second, begun = await desk.begins("1", key="k", digest="d", attach=False)
+    assert await desk.store.begin(desk.asks("1", key="k", digest="d")) == Attached(second.turn)
+    await desk.store.undo(desk.owner, first.turn, 1)  # forgets its own memory only
+    assert await desk.store.begin(desk.asks("1", key="k", digest="d")) == Attached(second.turn)
+    await desk.store.undo(desk.owner, second.turn, begun.fence)
+    await desk.begins("1", key="k", digest="d")
+
+
 async def test_of_32_posts_with_one_key_one_begins_and_the_others_attach(desk: Desk) -> None:
     conversation = await desk.conversation()
     posts = [desk.asks("1", conversation=conversation, key="k", digest="d") for _ in range(32)]

@@ -13,8 +13,8 @@
 --                                 q<k>, r<k>: request and result of the turn whose input begins (or would) at k;
 --                                 all packed (conversations/packing.py)
 --   dm:turn:{u}:{turn}     HASH   no content. created, status, conv, prev, shelf, in, out ("3-4"; "3-2" is empty), fence,
---                                 holder, idem, retention, kept (without conversation); log (seconds its stream lives) once finished;
---                                 until then reserve (how many numbers after `in` wait for its output) and
+--                                 holder, idem, retention, kept (without conversation); once finished log
+--                                 (seconds its stream lives); until then reserve (how many numbers after `in` wait for its output) and
 --                                 undo ("version updated titled")
 --   dm:stream:{u}:{turn}   STREAM entry <number>-0, field e
 --   dm:idem:{u}:{key}      STRING "turn digest"
