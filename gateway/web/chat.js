@@ -33,7 +33,7 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
   let sticking = true;
 
   function fresh(noTrace) {
-    return { id: null, title: null, noTrace, said: [], run: null, counted: null };
+    return { id: null, title: null, noTrace, said: [], run: null };
   }
 
   function show(next) {
@@ -136,12 +136,12 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     if (current === here) onChange({ id: here.id, opened: true });
   }
 
-  /** The request's fields; a no-trace turn carries its whole history, because the server keeps none. */
+  /** The request's fields; a no-trace turn carries its whole history, because the server keeps none. No text: no question yet. */
   function turnBody(here, text) {
     const { rounds, ...fields } = sampling();
     const window = { truncation: "auto", context_management: [{ type: "deskmate:window", rounds }] };
-    if (!here.noTrace) return { ...fields, ...window, input: text, conversation: here.id, store: true, background: true };
-    return { ...fields, ...window, input: [...here.said, message("user", text)], store: false };
+    if (here.noTrace) return { ...fields, ...window, input: [...here.said, ...(text ? [message("user", text)] : [])], store: false };
+    return { ...fields, ...window, input: text || undefined, conversation: here.id ?? undefined, store: true, background: true };
   }
 
   function failed(here, me, text, error) {
@@ -164,7 +164,6 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     if (current !== here) return;
     composer.setRunning(here.run !== null);
     if (isOver(me.turn)) say(spoken, "answer_done", { text: me.turn.text.slice(0, 600) });
-    if (me.turn.usage) here.counted = me.turn.usage.total_tokens;
     recount();
     if (here.id) onChange({ id: here.id });
   }
@@ -172,7 +171,7 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
   function stop() {
     const me = current.run;
     if (!me) return;
-    if (me.stopWanted || (me.turn.id === null && current.noTrace)) me.controller.abort();
+    if (me.stopWanted || current.noTrace) me.controller.abort(); // a no-trace turn ends when its only listener leaves
     else if (me.turn.id !== null) cancel(me);
     me.stopWanted = true;
   }
@@ -204,10 +203,9 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     counting = new AbortController();
     const text = composer.text();
     const here = current;
-    if (!text) return composer.setTokens(here.counted);
+    if (!text && here.id === null && here.said.length === 0) return composer.setTokens(null);
     try {
-      const { store, background, conversation, ...body } = turnBody(here, text);
-      if (conversation) body.conversation = conversation;
+      const { store, background, ...body } = turnBody(here, text);
       composer.setTokens(await api.countTokens(body, counting.signal));
     } catch {
       composer.setTokens(null); // a count is a courtesy: a failing one is shown as unknown, and asking tells the reason

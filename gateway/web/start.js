@@ -6,7 +6,7 @@ import { say } from "./i18n.js";
 const ASK_MS = 1000;
 const WATCH_MS = 15000;
 const KNOWN = new Set(["redis", "gateway", "convert", "plan", "import", "weights", "memory", "warmup", "serve", "engine"]);
-const PART_STATES = { ready: "done", starting: "running", loading: "running", lost: "failed", down: "failed" };
+const PART_STATES = { ready: "done", starting: "running", loading: "running", lost: "failed", down: "failed", full: "failed" };
 
 /** The panel; `onState({ready, model})` hears every answer. `stop()` ends the asking. */
 export function createStart({ onState }) {

@@ -366,7 +366,7 @@ class MockGateway:
         return web.json_response({"object": "response.input_tokens", "input_tokens": count})
 
     def _tokens(self, body: Json) -> int:
-        said = json.dumps(self.items.get(body.get("conversation") or "", [])) + json.dumps(body["input"])
+        said = json.dumps(self.items.get(body.get("conversation") or "", [])) + json.dumps(body.get("input", ""))
         return 30 + len(said) // 12
 
     async def _respond(self, request: web.Request) -> web.StreamResponse:
