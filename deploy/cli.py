@@ -25,7 +25,7 @@ from deploy.lock import LockFailed, refresh
 from deploy.logs import tail
 from deploy.narrator import Narrator, administrator_link, follow
 from deploy.status import Status, read_status
-from deploy.wishes import Wishes
+from deploy.wishes import Wishes, number_of, port_of
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
         print(f"deskmate: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("deskmate: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,9 +139,9 @@ def wishes_of(options: argparse.Namespace, given: Mapping[str, str]) -> Wishes:
     ]
     wishes = Wishes(
         host=options.host or given.get("DESKMATE_HOST") or "127.0.0.1",
-        port=options.port or port_of(given.get("DESKMATE_PORT") or "8000"),
+        port=options.port or port_of(given),
         model=options.model.absolute() if options.model else None,
-        seats=options.seats,
+        seats=options.seats or number_of(given, "DESKMATE_SEATS"),
         tls_cert=file_of(options.tls_cert, given.get("DESKMATE_TLS_CERT")),
         tls_key=file_of(options.tls_key, given.get("DESKMATE_TLS_KEY")),
         redis_url=options.redis_url or given.get("DESKMATE_REDIS_URL"),
@@ -166,13 +167,6 @@ def refuse_nonsense(wishes: Wishes) -> None:
             http.place_of(url)
         except ValueError as error:
             raise UsageError(f"--worker-url {error}") from None
-
-
-def port_of(text: str) -> int:
-    try:
-        return positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise BadConfiguration(f"DESKMATE_PORT {error}") from None
 
 
 def file_of(option: Path | None, variable: str | None) -> Path | None:

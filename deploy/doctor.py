@@ -15,6 +15,7 @@ from deploy.home import Home
 from deploy.install import Environment, accelerator, runtime_lock
 from deploy.narrator import REAL_MODEL
 from deploy.processes import listener, port_is_free
+from deploy.wishes import port_of
 
 GIB = 1 << 30
 LEAST_MEMORY_BYTES = 4 * GIB
@@ -71,7 +72,7 @@ def redis_server(home: Home) -> Finding:
 
 
 def port(home: Home) -> Finding:
-    number = int(os.environ.get("DESKMATE_PORT") or 8000)
+    number = port_of(os.environ)
     if status := running(home):
         return Finding(True, f"running at {status.address}, {'ready' if status.ready else 'not ready'}")
     if port_is_free("127.0.0.1", number):

@@ -22,7 +22,7 @@ from deploy.guard import ORDER
 from deploy.home import Home, read_json, remove_folder, secret, socket_folder, write_json, write_private
 from deploy.logs import LogFile
 from deploy.parts import POLL_SECONDS, Child, Command, Keeper, Part, until
-from deploy.processes import Record, descendants, end, listener, port_is_free, process
+from deploy.processes import Record, descendants, end, is_in_session, listener, port_is_free, process
 from deploy.status import Board, PartState, PartStatus, StageStatus, Status, read_status
 from deploy.wishes import Sockets, Wishes, child_environment, gateway_settings
 from worker.stages import Stage, stage_of
@@ -255,10 +255,11 @@ class Stack:
         worker, engine = self.board.status.part("worker"), self.board.status.part("engine")
         if worker.pid is None or worker.state not in ("starting", "ready"):
             return
+        if engine.state == worker.state and engine.pid and is_in_session(engine.pid, worker.pid):
+            return  # still the one we know; looking at every process of the machine is not free
         own = [one.pid for one in descendants(worker.pid) if one.name.startswith("VLLM::EngineCor") and one.running]
         pid = own[0] if own else (worker.pid if worker.state == "ready" else None)
-        restarts = worker.restarts
-        self.board.part("engine", state=worker.state, pid=pid, restarts=max(restarts, engine.restarts))
+        self.board.part("engine", state=worker.state, pid=pid, restarts=worker.restarts)
 
     async def _wait_for_workers(self) -> None:
         """Workers that run elsewhere are nobody's children: ready means that each answered once."""

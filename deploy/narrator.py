@@ -79,9 +79,12 @@ class Narrator:
         link = self._link()
         self._say("")
         if link:
-            self._say(f"  Open     {link}\n           (once; whoever opens it becomes the administrator)")
+            fragment = link.partition("#")[2]
+            self._say(f"  Open     {status.address}/#{fragment}")
+            self._say("           (once; whoever opens it becomes the administrator)")
         else:
-            self._say(f"  Open     {status.address}\n           (a fresh sign-in link: ./deskmate user link NAME)")
+            self._say(f"  Open     {status.address}")
+            self._say("           (a fresh sign-in link: ./deskmate user link NAME)")
         self._say("  API key  ./deskmate key create --user NAME")
         self._say("\nThe page works now; a question asked while the model loads waits in line and is answered.")
 

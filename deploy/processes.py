@@ -53,6 +53,11 @@ def same(pid: int, start_ticks: int) -> bool:
     return found is not None and found.running and found.start_ticks == start_ticks
 
 
+def is_in_session(pid: int, session: int) -> bool:
+    found = process(pid)
+    return found is not None and found.running and found.session == session
+
+
 def members(session: int) -> list[Process]:
     """Who still runs in the session that a part was started in."""
     return [found for found in processes() if found.session == session and found.running]

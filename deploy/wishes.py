@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.errors import BadConfiguration
 from deploy.home import Home
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -66,6 +67,20 @@ class Sockets:
     @property
     def worker(self) -> Path:
         return self.folder / "worker.sock"
+
+
+def number_of(given: Mapping[str, str], name: str) -> int | None:
+    """A whole number above 0 that a variable gives; None where it gives none."""
+    text = given.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BadConfiguration(f"{name} must be a whole number above 0")
+    return int(text)
+
+
+def port_of(given: Mapping[str, str]) -> int:
+    return number_of(given, "DESKMATE_PORT") or 8000
 
 
 def own_address() -> str:

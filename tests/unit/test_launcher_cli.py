@@ -92,6 +92,7 @@ def test_without_python_or_venv_it_says_what_to_install(tmp_path: Path):
         (["up", "--model", "/tmp", "--worker-url", "http://there:1"], 2, "--worker-url"),
         (["up", "--worker-url", "there"], 2, "there"),
         (["logs", "printer"], 2, "printer"),
+        (["up", "--seats", "0"], 2, "--seats"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name_before_anything_is_installed(
