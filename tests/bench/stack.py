@@ -1,0 +1,197 @@
+"""The processes of a benchmark: Redis, an upstream, the gateway, the load generator; pinned, measured, ended."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+import msgspec
+
+from tests.bench.load import Job, Result
+from tests.servers import RedisServer, find_binary
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0
+SEATS = 1024
+
+
+def cores() -> tuple[int, int] | None:
+    """One for the process under test, one for everything else; None when there is one core only."""
+    available = sorted(os.sched_getaffinity(0))
+    return (available[0], available[1]) if len(available) > 1 else None
+
+
+def start(arguments: list[str], core: int | None, **keywords: Any) -> subprocess.Popen[bytes]:
+    pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
+    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, preexec_fn=pin, **keywords)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def post(address: str, path: str, body: object) -> bytes:
+    request = urllib.request.Request(f"http://{address}{path}", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def until_ready(address: str, path: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://{address}{path}", timeout=5).close()
+            return
+        except (HTTPError, URLError, ConnectionError):
+            time.sleep(0.05)
+    raise RuntimeError(f"{address}{path} did not become ready")
+
+
+@dataclass
+class Measured:
+    """A process and what it used."""
+
+    process: subprocess.Popen[bytes]
+
+    def cpu_seconds(self) -> float:
+        """On a core so far, by the scheduler's own count (nanoseconds), all threads and living children."""
+        return sum(map(_cpu_seconds, self._pids()))
+
+    def rss_bytes(self) -> int:
+        return sum(_rss_bytes(pid) for pid in self._pids())
+
+    def _pids(self) -> list[int]:
+        found, known = [self.process.pid], 0
+        while known < len(found):
+            children = Path(f"/proc/{found[known]}/task/{found[known]}/children").read_text().split()
+            found += map(int, children)
+            known += 1
+        return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def _rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Stack:
+    """`upstream` and `gateway` are addresses (host:port)."""
+
+    upstream: str
+    gateway: str
+    key: str
+    model: str
+    worker: Measured | None
+    under_test: Measured
+    redis: Measured
+    loader: subprocess.Popen[bytes]
+
+    def load(self, job: Job) -> Result:
+        assert self.loader.stdin
+        assert self.loader.stdout
+        self.loader.stdin.write(msgspec.json.encode(job) + b"\n")
+        self.loader.stdin.flush()
+        result = msgspec.json.decode(self.loader.stdout.readline(), type=Result)
+        if result.errors:
+            raise RuntimeError(f"{result.errors} of {result.answers} answers of {job.address}{job.path} broke off")
+        return result
+
+    def script(self, **changes: object) -> None:
+        post(self.upstream, "/_fake/script", changes)
+
+
+@contextmanager
+def stack(upstream: str | None = None) -> Iterator[Stack]:
+    """Everything, started; `upstream`: the address of a worker that runs already, else a scripted one is started."""
+    pinned = cores()
+    ours, others = pinned or (None, None)
+    folder = Path(tempfile.mkdtemp(prefix="dm"))
+    binary = find_binary("redis") or find_binary("valkey")
+    if binary is None:
+        raise RuntimeError("no Redis on this machine; see ./deskmate doctor")
+    redis = RedisServer(binary)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        redis.start()
+        redis.admin("CONFIG", "SET", "appendfsync", "always")
+        assert redis.process
+        if others is not None:
+            os.sched_setaffinity(redis.process.pid, {others})
+        worker = None
+        if upstream is None:
+            upstream = f"127.0.0.1:{free_port()}"
+            port = upstream.rpartition(":")[2]
+            arguments = ["tests.fake_worker", "--port", port, "--seats", str(SEATS), "--context", "32768"]
+            worker = Measured(start(arguments, others, stdout=subprocess.DEVNULL))
+            processes.append(worker.process)
+            until_ready(upstream, "/health", worker.process)
+        gateway, key, environment = f"127.0.0.1:{free_port()}", "", _settings(folder, redis, upstream)
+        environment["DESKMATE_PORT"] = gateway.rpartition(":")[2]
+        under_test = start(["gateway", "serve"], ours, env=environment)
+        processes.append(under_test)
+        until_ready(gateway, "/readyz", under_test)
+        made = subprocess.run(
+            [sys.executable, "-m", "gateway", "key", "create", "--user", "bench", "--json"],
+            cwd=ROOT, env=environment, check=True, capture_output=True,
+        )  # fmt: skip
+        key = json.loads(made.stdout)["key"]
+        loader = start(["tests.bench.load"], others, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        processes.append(loader)
+        with urllib.request.urlopen(f"http://{upstream}/v1/models", timeout=10) as models:
+            model = json.loads(models.read())["data"][0]["id"]
+        yield Stack(
+            upstream,
+            gateway,
+            key,
+            model,
+            worker,
+            Measured(under_test),
+            Measured(redis.process),
+            loader,  # type: ignore[arg-type]
+        )
+    finally:
+        for process in reversed(processes):
+            end(process)
+        redis.close()
+        shutil.rmtree(folder)
+
+
+def _settings(folder: Path, redis: RedisServer, upstream: str) -> dict[str, str]:
+    (folder / "redis-password").write_text(redis.password)
+    (folder / "secret").write_text(secrets.token_urlsafe(48))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")}
+    return inherited | {
+        "DESKMATE_REDIS_URL": redis.url,
+        "DESKMATE_REDIS_PASSWORD_FILE": str(folder / "redis-password"),
+        "DESKMATE_SECRET_FILE": str(folder / "secret"),
+        "DESKMATE_WORKER_URLS": f"http://{upstream}",
+        "DESKMATE_SEATS": str(SEATS),
+        "DESKMATE_QUEUE_PER_PERSON": str(SEATS),
+    }
