@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace) -> int:
     model = read_model(options.model, options.served_name)
     hardware = probe()
-    made = plan(hardware, model, wishes(options, os.environ))
+    made = plan(hardware, model, wishes(options))
     if options.explain:
         print(json.dumps(made.to_json(), indent=2) if options.json else table(made))
         return 0
@@ -75,14 +75,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def wishes(options: argparse.Namespace, environment: Mapping[str, str]) -> Wishes:
-    home = environment.get("DESKMATE_HOME")
+def wishes(options: argparse.Namespace) -> Wishes:
     return Wishes(
         seats=options.seats,
         context_tokens=options.context,
         compile=options.compile,
         import_path=(ROOT, ROOT / "worker" / "plugin"),
-        cache=Path(home).absolute() / "cache" / "vllm" if home and "VLLM_CACHE_ROOT" not in environment else None,
     )
 
 

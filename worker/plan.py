@@ -56,8 +56,6 @@ class Wishes:
     compile: bool = False
     import_path: tuple[Path, ...] = ()
     """Folders that vLLM's Python needs to find our plug-in."""
-    cache: Path | None = None
-    """Where vLLM keeps what it compiles; None: its own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +231,7 @@ def note_template(model: Model, notes: Notes) -> None:
 
 def common_environment(wishes: Wishes) -> dict[str, str]:
     """Nothing leaves the machine; our plug-in is found and allowed."""
-    environment = {
+    return {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -241,7 +239,6 @@ def common_environment(wishes: Wishes) -> dict[str, str]:
         "VLLM_PLUGINS": "deskmate",
         "PYTHONPATH": ":".join(str(path) for path in wishes.import_path),
     }
-    return environment | ({"VLLM_CACHE_ROOT": str(wishes.cache)} if wishes.cache else {})
 
 
 def seats_of(wishes: Wishes, usual: int, why: str, notes: Notes) -> int:

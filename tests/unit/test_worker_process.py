@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from worker.__main__ import child_environment, open_file_with, table, wishes, write_atomically
+from worker.__main__ import child_environment, open_file_with, table, write_atomically
 from worker.__main__ import parser as command_line
 from worker.endpoint import DeskmatePlugin, WorkerMetrics, read_plan
 from worker.hardware import card, group_limits, meminfo, probe
@@ -187,12 +187,6 @@ def test_the_plan_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_plan_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="cannot write the plan"):
         write_atomically(tmp_path / "absent" / "plan.json", {})
-
-
-def test_what_vllm_compiles_is_kept_in_the_data_folder() -> None:
-    options = command_line().parse_args(["--model", "m"])
-    assert wishes(options, {"DESKMATE_HOME": "/var/deskmate"}).cache == Path("/var/deskmate/cache/vllm")
-    assert wishes(options, {}).cache is None
 
 
 @pytest.mark.parametrize("seats", ["0", "-1", "many", "1.5"])
