@@ -171,7 +171,9 @@ def _json(value: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gateway", description="The gateway: serve it, and its people and keys.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway", description="The gateway: serve it, and its people and keys."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve until SIGTERM; settings come from the environment")
     commands.add_parser("settings", help="list the settings")
@@ -202,7 +204,9 @@ def _add_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires-in-days", type=_days, metavar="N")
     create.add_argument("--json", action="store_true")
-    _add(commands, "list", list_keys, "list the keys, without the keys themselves").add_argument("--json", action="store_true")
+    _add(commands, "list", list_keys, "list the keys, without the keys themselves").add_argument(
+        "--json", action="store_true"
+    )
     _add(commands, "revoke", revoke_key, "make a key worthless").add_argument("id")
 
 

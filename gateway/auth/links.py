@@ -1,6 +1,6 @@
 """One-time sign-in links: a random token, good once and for a day; knows nothing of pages.
 
-    dm:link:{digest}  string  id of the person it signs in; TTL 24 h, taken by GETDEL
+dm:link:{digest}  string  id of the person it signs in; TTL 24 h, taken by GETDEL
 """
 
 import secrets

@@ -2,7 +2,7 @@
 
     dm:user:{id}          hash    v name role department disabled created_at password (Argon2, absent without one)
     dm:username:{folded}  string  id; a name belongs to one person, whatever its case
-    dm:users              zset    id by created_at
+    dm:users              zset    id by the time of its making
 
 A person is never deleted here, only disabled, so these keys have no TTL.
 """
@@ -99,7 +99,7 @@ class People:
     async def _ensure(self, name: str, role: Role, department: str | None) -> tuple[Person, bool]:
         id = "user_" + secrets.token_hex(12)
         keys = [f"dm:username:{folded(name)}", f"dm:user:{id}", "dm:users"]
-        args = [id, name, role.value, department or "", int(self._clock())]
+        args = [id, name, role.value, department or "", int(self._clock()), self._clock()]
         found = (await self._redis.run("create_person", keys, args)).decode()
         person = await self.get(found)
         if person is None:

@@ -1,7 +1,7 @@
 """Browser sessions: a random token in a cookie, its digest in Redis; knows nothing of cookies.
 
-    dm:session:{digest}  hash  v user created_at; TTL: 7 days without use, never past 30 days of age
-    dm:sessions:{user}   set   digests of that person's sessions; TTL 30 days from the last sign-in
+dm:session:{digest}  hash  v user created_at; TTL: 7 days without use, never past 30 days of age
+dm:sessions:{user}   set   digests of that person's sessions; TTL 30 days from the last sign-in
 """
 
 import secrets

@@ -37,9 +37,7 @@ class Throttle:
         """Count a try before it is made, so that a burst gets no more than its due. Raises Busy."""
         who, where = self._short(account), self._short(_network(address))
         pair = f"{who}:{where}"
-        attempt = Attempt(
-            (f"dm:try:{pair}", f"dm:try:address:{where}", f"dm:try:account:{who}", f"dm:trusted:{pair}")
-        )
+        attempt = Attempt((f"dm:try:{pair}", f"dm:try:address:{where}", f"dm:try:account:{who}", f"dm:trusted:{pair}"))
         wait = await self._redis.run("begin_attempt", attempt.keys, [_PAIR, _ADDRESS, _ACCOUNT, _WINDOW_SECONDS])
         if wait:
             raise Busy(

@@ -1,6 +1,7 @@
 """People, keys, sessions and links on every Redis supported."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -9,7 +10,8 @@ from gateway.auth.people import People
 from gateway.auth.principal import Role, Scope
 from gateway.auth.secret import Secrets
 from gateway.auth.sessions import ABSOLUTE_SECONDS, IDLE_SECONDS, Sessions
-from gateway.errors import BadRequest
+from gateway.auth.throttle import Throttle
+from gateway.errors import BadRequest, Busy
 from gateway.redis_client import RedisClient
 from tests.servers import RedisServer
 
@@ -123,9 +125,7 @@ async def test_an_expired_key_opens_nothing(keys: Keys, secrets: Secrets, clock:
     assert await keys.find(secrets.digest_of_key(text)) is None
 
 
-async def test_an_expiring_key_leaves_redis_by_itself(
-    keys: Keys, secrets: Secrets, redis_client: RedisClient
-) -> None:
+async def test_an_expiring_key_leaves_redis_by_itself(keys: Keys, secrets: Secrets, redis_client: RedisClient) -> None:
     _, text = await keys.create("user_1", expires_in_days=1)
     name = f"dm:key:{secrets.digest_of_key(text)}"
     assert await redis_client.call("TTL", name) > 0
@@ -234,3 +234,63 @@ async def test_disabling_nobody_makes_nobody(people: People) -> None:
     await people.disable("user_none")
     assert await people.get("user_none") is None
 
+
+@pytest.fixture
+def throttle(redis_client: RedisClient, secrets: Secrets) -> Throttle:
+    return Throttle(redis_client, secrets)
+
+
+async def fail(throttle: Throttle, account: str, address: str, times: int) -> int:
+    """How many of so many failed tries were let through."""
+    through = 0
+    for _ in range(times):
+        with contextlib.suppress(Busy):
+            await throttle.begin(account, address)
+            through += 1
+    return through
+
+
+async def test_an_address_has_five_failures_at_an_account(throttle: Throttle) -> None:
+    assert await fail(throttle, "ann", "10.0.0.1", 8) == 5
+    assert await fail(throttle, "ann", "10.0.0.2", 1) == 1, "another address"
+    assert await fail(throttle, "bob", "10.0.0.1", 1) == 1, "another account"
+
+
+async def test_an_address_that_tries_many_accounts_and_an_account_tried_from_many_addresses_are_held_back(
+    throttle: Throttle,
+) -> None:
+    assert sum([await fail(throttle, f"name {n}", "10.0.0.1", 1) for n in range(120)]) == 100
+    assert sum([await fail(throttle, "ann", f"10.0.{n}.1", 1) for n in range(1, 121)]) == 100
+
+
+async def test_who_has_signed_in_from_an_address_is_not_locked_out_by_others(throttle: Throttle) -> None:
+    await throttle.succeeded(await throttle.begin("ann", "10.0.0.1"))
+    await asyncio.gather(*(fail(throttle, f"name {n}", "10.0.0.1", 1) for n in range(120)))
+    await asyncio.gather(*(fail(throttle, "ann", f"10.1.{n}.1", 1) for n in range(120)))
+    assert await fail(throttle, "new", "10.0.0.1", 1) == 0
+    assert await fail(throttle, "ann", "10.2.0.1", 1) == 0
+    assert await fail(throttle, "ann", "10.0.0.1", 8) == 5
+
+
+async def test_success_and_withdrawal_give_tries_back(throttle: Throttle, redis_client: RedisClient) -> None:
+    await fail(throttle, "ann", "10.0.0.1", 4)
+    await throttle.succeeded(await throttle.begin("ann", "10.0.0.1"))
+    assert await fail(throttle, "ann", "10.0.0.1", 8) == 5
+    for _ in range(20):
+        await throttle.withdraw(await throttle.begin("bob", "10.0.0.2"))
+    assert await fail(throttle, "bob", "10.0.0.2", 8) == 5
+
+
+async def test_an_ipv6_client_is_its_whole_network(throttle: Throttle) -> None:
+    assert sum([await fail(throttle, "ann", f"2001:db8::{n:x}", 1) for n in range(8)]) == 5
+    assert await fail(throttle, "ann", "2001:db8:0:1::1", 1) == 1
+
+
+async def test_what_the_throttle_keeps_names_nobody_and_goes_by_itself(
+    throttle: Throttle, redis_client: RedisClient
+) -> None:
+    await throttle.succeeded(await throttle.begin("ann", "10.0.0.1"))
+    await throttle.begin("ann", "10.0.0.2")
+    for name in await redis_client.call("KEYS", "*"):
+        assert b"ann" not in name and b"10.0" not in name
+        assert await redis_client.call("TTL", name) > 0

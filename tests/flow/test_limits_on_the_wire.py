@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.errors import Refusal
+from gateway.limits import Limits, render_plainly
+from gateway.server import ListenError, listen, serve
+from gateway.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 MEBIBYTE = 1 << 20
@@ -380,17 +390,56 @@ def test_an_answer_that_does_not_end_is_cut_after_the_drain_time() -> None:
         stop(server)
 
 
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A key and the certificate it signed itself, in one file."""
+    file = tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
+    subprocess.run([*command.split(), "-keyout", file, "-out", tmp_path / "c"], check=True, capture_output=True)
+    file.write_text(file.read_text() + (tmp_path / "c").read_text())
+    return file
+
+
+def test_with_a_certificate_https_is_spoken_and_nothing_older_than_tls_1_2(certificate: Path) -> None:
+    server = start(tls_cert=str(certificate))
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+        with context.wrap_socket(server.connect(), server_hostname="localhost") as connection:
+            assert connection.version() in ("TLSv1.2", "TLSv1.3")
+            connection.sendall(request("GET /seen"))
+            answer = read_all(connection)
+        assert status(answer) == 200 and b"\r\nstrict-transport-security: max-age=63072000\r\n" in answer
+        assert server.ask(request("GET /seen")) == b"", "plain HTTP gets nothing"
+    finally:
+        stop(server)
+
+
+def test_a_certificate_that_cannot_be_used_stops_the_start_and_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("no certificate")
+    for path in (tmp_path / "cert.pem", tmp_path / "none.pem"):
+        with pytest.raises(SettingsError, match="DESKMATE_TLS_CERT or DESKMATE_TLS_KEY cannot be used"):
+            serve(_nothing, _settings(tls_cert=str(path)))
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"127\.0\.0\.1, port {port}: Address already in use"):
+            listen("127.0.0.1", port)
+    with pytest.raises(ListenError, match="cannot listen on host"):
+        listen("host.invalid", 0)
+
+
+async def _nothing(scope: object, receive: object, send: object) -> None: ...
+
+
+def _settings(**given: str) -> Settings:
+    required = {"REDIS_URL": "unix:///none", "SECRET_FILE": "/none", "PORT": "0", "ALLOWED_HOSTS": "desk.example.org"}
+    named = required | {name.upper(): value for name, value in given.items()}
+    return Settings.from_environment({f"DESKMATE_{name}": value for name, value in named.items()})
+
+
 def main() -> None:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-    from starlette.routing import Route
-
-    from gateway.errors import Refusal
-    from gateway.limits import Limits, render_plainly
-    from gateway.server import serve
-    from gateway.settings import Settings
-
     async def body(request: Request) -> Response:
         return PlainTextResponse(str(len(await request.body())))
 
@@ -427,16 +476,7 @@ def main() -> None:
         Route("/slow", slow, methods=["GET", "POST"]),
         Route("/endless", endless),
     ]
-    given = {f"DESKMATE_{name.upper()}": value for name, value in json.loads(os.environ["LIMITS"]).items()}
-    settings = Settings.from_environment(
-        {
-            "DESKMATE_REDIS_URL": "unix:///none",
-            "DESKMATE_SECRET_FILE": "/none",
-            "DESKMATE_ALLOWED_HOSTS": "desk.example.org",
-            "DESKMATE_PORT": "0",
-            **given,
-        }
-    )
+    settings = _settings(**json.loads(os.environ["LIMITS"]))
     serve(Limits(Starlette(routes=routes, exception_handlers={Refusal: refuse}), settings), settings)
 
 
