@@ -1,0 +1,63 @@
+"""A whole gateway before a scripted worker; tests of one file share it and come as different people."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.fake_worker import FakeWorker
+from tests.gateway_process import GatewayProcess
+from tests.servers import RedisServer, find_binary
+
+_people = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def one_redis() -> Iterator[RedisServer]:
+    """One real server, whichever is there: what both must do is the contract tests' work."""
+    binary = find_binary("valkey") or find_binary("redis")
+    assert binary is not None, "neither the embedded Valkey nor redis-server is here"
+    server = RedisServer(Path(binary))
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def shared_worker() -> Iterator[FakeWorker]:
+    with FakeWorker(seats=4) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(one_redis: RedisServer, shared_worker: FakeWorker) -> Iterator[GatewayProcess]:
+    with GatewayProcess(one_redis, shared_worker.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def scripted(shared_worker: FakeWorker) -> FakeWorker:
+    """The shared worker with an empty script and memory."""
+    shared_worker.script(pace_ms=0, prefill_ms=0, loading=False, fail=None, times=None, answer=None, tools=None)
+    shared_worker.script(split_bytes=0, batch=1)
+    shared_worker.engine.records.clear()
+    return shared_worker
+
+
+@pytest.fixture
+async def ready(shared_gateway: GatewayProcess, scripted: FakeWorker) -> GatewayProcess:
+    await shared_gateway.until_ready()
+    return shared_gateway
+
+
+@pytest.fixture
+def person() -> str:
+    return f"person{next(_people)}"
+
+
+@pytest.fixture
+async def client(ready: GatewayProcess, person: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with await ready.client(person) as client:
+        yield client
