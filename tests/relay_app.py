@@ -1,114 +1,75 @@
-"""A gateway of the relay routes alone: real sockets, real Redis, real keys. For tests and benchmarks of the relay.
-
-python -m tests.relay_app   with the gateway's settings in the environment; prints {"port", "key"} when it serves.
-"""
+"""The real gateway on a real socket in the test's own loop, with an eye on what became of each relayed request."""
 
 import asyncio
-import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 
 from gateway.admission.queue import RoundRobinQueue
-from gateway.api import messages, openai
-from gateway.api.relayed import RelayDoor
-from gateway.auth.authenticator import Authenticator
+from gateway.app import Gateway
 from gateway.auth.principal import Principal, Scope
-from gateway.auth.secret import Secrets
 from gateway.engine import Engine, EngineState
-from gateway.errors import Refusal
-from gateway.limits import Limits
-from gateway.redis_client import RedisClient
-from gateway.relay import Relay, Served, anthropic_error_body
+from gateway.relay import Served
 from gateway.settings import Settings
+
+READY_SECONDS = 10.0
+
+
+class Watched(Gateway):
+    """Remembers what the relay reports for counting."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.relayed: list[Served] = []
+        super().__init__(settings)
+
+    def _served(self, principal: Principal, served: Served) -> None:
+        self.relayed.append(served)
+        super()._served(principal, served)
 
 
 @dataclass
 class RelayGateway:
-    """A running one; `served` holds what became of each request."""
-
+    app: Watched
     url: str
-    key: str
-    engine: Engine
-    queue: RoundRobinQueue
-    auth: Authenticator
-    served: list[tuple[Principal, Served]] = field(default_factory=list)
+    key: str = field(default="", repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        return self.app.engine
+
+    @property
+    def queue(self) -> RoundRobinQueue:
+        return self.app.queue
 
     async def new_key(self, person: str, scopes: frozenset[Scope] = frozenset({Scope.CHAT})) -> str:
-        made = await self.auth.people.ensure(person)
-        return (await self.auth.keys.create(made.id, scopes=scopes))[1]
+        made = await self.app.auth.people.ensure(person)
+        return (await self.app.auth.keys.create(made.id, scopes=scopes))[1]
 
     async def until_served(self, count: int, within_seconds: float = 5.0) -> Served:
+        """What became of the `count`th request, once it has ended."""
         async with asyncio.timeout(within_seconds):
-            while len(self.served) < count:  # noqa: ASYNC110 - a list has no event
+            while len(self.app.relayed) < count:  # noqa: ASYNC110 - a list has no event
                 await asyncio.sleep(0.002)
-        return self.served[count - 1][1]
+        return self.app.relayed[count - 1]
 
 
 @asynccontextmanager
-async def relay_gateway(settings: Settings, redis: RedisClient, *, keep: bool = True) -> AsyncIterator[RelayGateway]:
-    engine = Engine(settings)
-    queue = RoundRobinQueue(
-        lambda: engine.seats, per_person=settings.queue_per_person, max_wait_seconds=settings.max_wait_seconds
-    )
-    engine.on_change(queue.dispatch)
-    secrets = Secrets.from_file(settings.secret_file)
-    auth = Authenticator(redis, secrets, settings)
-    gateway = RelayGateway("", "", engine, queue, auth)
-    relay = Relay(engine, queue, lambda who, served: gateway.served.append((who, served)) if keep else None)
-    door = RelayDoor(auth, secrets, engine, relay, settings)
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(openai.router(door))
-    app.include_router(messages.router(door))
-    app.add_exception_handler(Refusal, _render)
-    await engine.start()
-    gateway.key = await gateway.new_key("ada")
-    config = uvicorn.Config(
-        Limits(app, settings),
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_level="warning",
-        lifespan="off",
-    )
+async def relay_gateway(settings: Settings) -> AsyncIterator[RelayGateway]:
+    """Ready: the engine too. The first key belongs to ada."""
+    app = Watched(settings)
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, access_log=False, log_level="warning")
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve())
+    serving = asyncio.create_task(server._serve())  # `serve` would take the signals from pytest
     try:
-        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn tells it in no other way
-            await asyncio.sleep(0.002)
-        gateway.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        async with asyncio.timeout(READY_SECONDS):
+            while not server.started or app.engine.state is not EngineState.READY:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        gateway = RelayGateway(app, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+        gateway.key = await gateway.new_key("ada")
         yield gateway
     finally:
         server.should_exit = server.force_exit = True
+        app.drain()
         await serving
-        await engine.close()
-
-
-async def _render(request: Request, refusal: Exception) -> JSONResponse:
-    assert isinstance(refusal, Refusal)
-    anthropic = request.url.path.startswith("/v1/messages")
-    body = anthropic_error_body(refusal) if anthropic else refusal.body()
-    return JSONResponse(body, refusal.status, refusal.headers)
-
-
-async def main() -> None:
-    settings = Settings.from_environment(os.environ)
-    password = settings.redis_password_file.read_text() if settings.redis_password_file else None
-    redis = RedisClient(settings.redis_url, password)
-    async with relay_gateway(settings, redis, keep=False) as gateway:
-        while gateway.engine.state is not EngineState.READY:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        print(json.dumps({"port": int(gateway.url.rpartition(":")[2]), "key": gateway.key}), flush=True)
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(main())

@@ -198,6 +198,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def heading(name: str, rounds: int) -> Iterator[str]:
     where = "one core for the gateway, one for everything else" if cores() else "one core for everything"
+    where = "gateway, Redis and worker share all cores" if name == "engine" else where
     yield f"# bench {name}"
     yield ""
     yield f"{datetime.now(UTC):%Y-%m-%d}, {rounds} interleaved rounds, medians (least–greatest), {where}."

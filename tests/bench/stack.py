@@ -130,8 +130,8 @@ class Stack:
 @contextmanager
 def stack(upstream: str | None = None) -> Iterator[Stack]:
     """Everything, started; `upstream`: the address of a worker that runs already, else a scripted one is started."""
-    pinned = cores()
-    ours, others = pinned or (None, None)
+    # A real worker uses every core, and so does what is measured beside it.
+    ours, others = (upstream is None and cores()) or (None, None)
     folder = Path(tempfile.mkdtemp(prefix="dm"))
     binary = find_binary("redis") or find_binary("valkey")
     if binary is None:

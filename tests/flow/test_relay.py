@@ -11,7 +11,6 @@ import openai
 import pytest
 
 from gateway.auth.principal import Scope
-from gateway.engine import EngineState
 from gateway.prompt import WORD_JOINER
 from gateway.settings import Settings
 from tests.fake_worker import IM_START, FakeWorker, answer
@@ -29,19 +28,19 @@ def worker():
 
 
 @pytest.fixture
-async def gateway(worker, redis_client, tmp_path):
+async def gateway(worker, redis_server, tmp_path):
     (tmp_path / "secret").write_bytes(b"s" * 32)
+    (tmp_path / "password").write_text(redis_server.password)
     settings = Settings(
-        redis_url="unused",
+        redis_url=redis_server.url,
+        redis_password_file=tmp_path / "password",
         secret_file=tmp_path / "secret",
         worker_urls=(worker.url,),
         port=0,
         model_aliases=("gpt-4o",),
+        drain_seconds=0.0,
     )
-    async with relay_gateway(settings, redis_client) as gateway:
-        async with asyncio.timeout(10):
-            while gateway.engine.state is not EngineState.READY:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async with relay_gateway(settings) as gateway:
         yield gateway
 
 
