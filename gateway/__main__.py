@@ -62,8 +62,10 @@ def _serve(settings: Settings) -> int:
     from gateway.app import build  # the whole application; the other commands do without
     from gateway.server import ListenError, serve
 
+    _redis(settings)  # says what is wrong with its settings
+    gateway = build(settings)
     try:
-        serve(build(settings), settings)
+        serve(gateway, settings, gateway.drain)
     except ListenError as fault:
         return _say(str(fault), 1)
     return 0

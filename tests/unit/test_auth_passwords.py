@@ -24,7 +24,8 @@ def passwords() -> Iterator[Passwords]:
         "iloveyou", "Sunshine99", "Summer2024", "Sommer2024!", "December2023", "welcome1!", "Willkommen1", "admin123",
         "Admin@2024", "letmein!!", "changeme1", "monkey123", "dragon2000", "football1", "starwars77", "qwerty123456",
         "zxcvbnm123", "deskmate", "Deskmate1", "passwordpassword", "testtest",
-        "annetta1", "ANNETTA!", "correcthorsebatterystaple", "woaini1314", "p455w0rd", "!!!!!!!!", "12345678901", "1234567890!", "short", "", "x" * 129,
+        "annetta1", "ANNETTA!", "correcthorsebatterystaple", "woaini1314", "p455w0rd", "!!!!!!!!",
+        "12345678901", "1234567890!", "short", "", "x" * 129,
     ],
 )  # fmt: skip
 def test_a_password_that_is_guessed_among_the_first_is_refused(passwords: Passwords, password: str) -> None:
