@@ -27,6 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 
 _FORWARDING = frozenset({b"forwarded", b"x-real-ip", b"via"})  # and x-forwarded-*
 _NOT_FROM_OUTSIDE = frozenset({b"x-request-id", b"x-user", b"x-remote-user", b"remote-user"})
+_READ = frozenset({b"content-length", b"content-type", b"transfer-encoding"})
 _HOST = re.compile(r"(?P<name>[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -87,7 +88,7 @@ class Limits:
         self.hosts = Hosts(settings)
         self.body_limit_bytes = settings.body_limit_bytes
         self.body_seconds = settings.body_seconds
-        self.kept = (settings.delegate_header or "").lower().encode()
+        self.delegate = (settings.delegate_header or "").lower().encode()
         https = settings.tls_cert is not None or (settings.public_url or "").startswith("https:")
         self.headers = security_headers(https=https)
 
@@ -105,16 +106,47 @@ class Limits:
             await self.render(scope, refusal)(scope, exchange.receive, exchange.send)
 
     def _check(self, scope: Scope, exchange: "_Exchange") -> None:
-        headers: Headers = scope["headers"]
+        head = exchange.head
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
-        state["forwarded"] = any(_is_forwarding(name) for name, _ in headers)
-        scope["headers"] = [(name, value) for name, value in headers if name == self.kept or not _is_dropped(name)]
-        self.hosts.check([value for name, value in headers if name == b"host"])
-        if exchange.has_body and scope["method"] in _WITH_BODY:
-            _check_media_type(_first(headers, b"content-type"))
-        if (declared := int(_first(headers, b"content-length") or 0)) > self.body_limit_bytes:
+        state["forwarded"] = head.forwarded
+        scope["headers"] = head.kept
+        self.hosts.check(head.hosts)
+        if head.has_body and scope["method"] in _WITH_BODY:
+            _check_media_type(head.found.get(b"content-type"))
+        if (declared := int(head.found.get(b"content-length", 0))) > self.body_limit_bytes:
             raise _too_large(f"{declared:,} bytes", self.body_limit_bytes)
+
+
+class _Head:
+    """A request's headers, gone through once: `kept` are those the application sees."""
+
+    __slots__ = ("forwarded", "found", "hosts", "kept")
+
+    def __init__(self, headers: Headers, delegate: bytes) -> None:
+        self.kept: Headers = []
+        self.found: dict[bytes, bytes] = {}
+        self.hosts: list[bytes] = []
+        self.forwarded = False
+        for header in headers:
+            name = header[0]
+            if name == delegate:
+                self.kept.append(header)
+            elif name in _FORWARDING or name.startswith(b"x-forwarded-"):
+                self.forwarded = True
+            elif name not in _NOT_FROM_OUTSIDE:
+                self._keep(*header)
+
+    def _keep(self, name: bytes, value: bytes) -> None:
+        self.kept.append((name, value))
+        if name in _READ:
+            self.found[name] = value
+        elif name == b"host":
+            self.hosts.append(value)
+
+    @property
+    def has_body(self) -> bool:
+        return self.found.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.found
 
 
 class _Exchange:
@@ -123,11 +155,9 @@ class _Exchange:
     def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
         self.request_id = new_request_id()
         self.limits = limits
-        headers: Headers = scope["headers"]
-        length = _first(headers, b"content-length")
-        self.has_body = length not in (None, b"0") or _first(headers, b"transfer-encoding") is not None
+        self.head = _Head(scope["headers"], limits.delegate)
         self.begun = False
-        self._unread = self.has_body
+        self._unread = self.head.has_body
         self._bytes = 0
         self._deadline: float | None = None
         self._receive = receive
@@ -173,13 +203,12 @@ class _Exchange:
         await self._send(message)
 
     def _complete(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        complete = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
-        complete += [*self.limits.headers, (b"x-request-id", self.request_id.encode())]
+        complete = [header for header in headers if header[0].lower() != b"x-request-id"]
         if not any(name.lower() == b"cache-control" for name, _ in complete):
             complete.append((b"cache-control", b"no-store"))
         if self._lingers:
             complete.append((b"connection", b"close"))
-        return complete
+        return [*complete, *self.limits.headers, (b"x-request-id", self.request_id.encode())]
 
     async def _linger(self) -> None:
         """Discard a little of an unread body: to close at once would reset the connection, and the answer be lost."""
@@ -203,15 +232,3 @@ def _check_media_type(value: bytes | None) -> None:
 
 def _too_large(size: str, limit: int) -> TooLarge:
     return TooLarge(f"The body has {size}; the limit is {limit:,} bytes (setting DESKMATE_BODY_LIMIT_BYTES).")
-
-
-def _is_forwarding(name: bytes) -> bool:
-    return name in _FORWARDING or name.startswith(b"x-forwarded-")
-
-
-def _is_dropped(name: bytes) -> bool:
-    return name in _NOT_FROM_OUTSIDE or _is_forwarding(name)
-
-
-def _first(headers: Headers, wanted: bytes) -> bytes | None:
-    return next((value for name, value in headers if name == wanted), None)

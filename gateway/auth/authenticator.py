@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from gateway.auth.browser import Cookies, SameOrigin
-from gateway.auth.keys import Key, Keys, is_well_formed
+from gateway.auth.keys import Key, Keys, has_shape, is_well_formed
 from gateway.auth.people import People, Person
 from gateway.auth.principal import Principal, Role, Scope
 from gateway.auth.secret import Secrets
@@ -74,10 +74,10 @@ class Authenticator:
         self._known.clear()
 
     async def _by_key(self, text: str, request: Request) -> Principal:
-        if not is_well_formed(text):
+        if not has_shape(text):
             raise _unauthenticated("This is not an API key of this server.")
         digest = self._secrets.digest_of_key(text)
-        known = self._still_known(digest) or self._keep(digest, *await self._read_key(digest))
+        known = self._still_known(digest) or self._keep(digest, *await self._read_key(text, digest))
         key, person = known.key, known.person
         if key is None or self.keys.is_expired(key):
             raise _unauthenticated("This API key has expired.")
@@ -90,7 +90,9 @@ class Authenticator:
         known = self._still_known(digest) or self._keep(digest, *await self._read_session(digest))
         return _principal(known.person, _SESSION_SCOPES[known.person.role], None)
 
-    async def _read_key(self, digest: str) -> tuple[Person, Key | None]:
+    async def _read_key(self, text: str, digest: str) -> tuple[Person, Key | None]:
+        if not is_well_formed(text):
+            raise _unauthenticated("This is not an API key of this server.")
         key = await self.keys.find(digest)
         person = await self.people.get(key.user) if key else None
         if person is None or person.disabled:
@@ -127,15 +129,19 @@ class Authenticator:
 
 def _key_of(request: Request) -> str | None:
     """The key a request shows. Anthropic's clients send theirs in `x-api-key`."""
-    shown = request.headers.getlist("authorization")
+    shown = _values(request, b"authorization")
     if not shown and request.scope["path"].startswith("/v1/messages"):
-        shown = [f"Bearer {value}" for value in request.headers.getlist("x-api-key")]
+        shown = [b"Bearer " + value for value in _values(request, b"x-api-key")]
     if not shown:
         return None
-    scheme, _, key = shown[0].partition(" ")
+    scheme, _, key = shown[0].decode("latin-1").partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer":
         raise _unauthenticated("Send one header 'Authorization: Bearer KEY'.")
     return key.strip()
+
+
+def _values(request: Request, wanted: bytes) -> list[bytes]:
+    return [value for name, value in request.scope["headers"] if name == wanted]
 
 
 def _principal(person: Person, scopes: frozenset[Scope], key: str | None) -> Principal:

@@ -60,9 +60,14 @@ def new_key() -> str:
     return body + _checksum(body)
 
 
+def has_shape(text: str) -> bool:
+    """Whether `text` looks like a key: asked before anything is computed from it."""
+    return _SHAPE.fullmatch(text) is not None
+
+
 def is_well_formed(text: str) -> bool:
     """Whether `text` can be a key at all: asked before any store is."""
-    return _SHAPE.fullmatch(text) is not None and _checksum(text[:-_CHECKSUM]) == text[-_CHECKSUM:]
+    return has_shape(text) and _checksum(text[:-_CHECKSUM]) == text[-_CHECKSUM:]
 
 
 def _checksum(body: str) -> str:

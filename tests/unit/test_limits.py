@@ -55,7 +55,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 async def exchange(
-    app: App, *, headers: list[tuple[bytes, bytes]] | None = None, body: list[Message] | None = None
+    app: App,
+    *,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    body: list[Message] | None = None,
+    given: dict[str, str] | None = None,
 ) -> list[Message]:
     sent: list[Message] = []
     parts = iter(body or [{"type": "http.request", "body": b"", "more_body": False}])
@@ -67,7 +71,7 @@ async def exchange(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost"), *(headers or [])]}
-    await Limits(app, settings())(scope, receive, send)
+    await Limits(app, settings(**(given or {})))(scope, receive, send)
     return sent
 
 
@@ -98,6 +102,20 @@ async def test_the_request_id_on_an_answer_is_ours_whatever_the_worker_said() ->
 
     start, _ = await exchange(app)
     assert [value for name, value in start["headers"] if name.lower() == b"x-request-id"] == [ids[0].encode()]
+
+
+@pytest.mark.parametrize("name", ["X-User", "X-Forwarded-Email"])
+async def test_the_header_in_which_a_front_end_names_its_people_gets_in(name: str) -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(name for name, _ in scope["headers"])
+        raise EngineLost("The engine is gone.")
+
+    header = (name.lower().encode(), b"ann")
+    await exchange(app, headers=[header])
+    await exchange(app, headers=[header], given={"delegate_header": name})
+    assert seen == [b"host", b"host", header[0]]
 
 
 async def test_a_body_too_large_stays_refused_however_often_it_is_asked_for() -> None:
