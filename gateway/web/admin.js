@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import { confirmed, copyButton, h, icon, openDialog } from "./dom.js";
 import { currentLanguage, remember } from "./i18n.js";
 
+const ROLES = ["member", "administrator"];
 const SCOPES = ["chat", "metrics", "admin", "delegate"];
 const LIVES_DAYS = [30, 90, 365];
 
@@ -32,7 +33,7 @@ export function createAdmin({ user, notes }) {
   function personRow(one) {
     return h("tr", { data: { disabled: one.disabled } },
       h("th", { scope: "row", text: one.name }),
-      h("td", {}, h("span", { class: `badge ${one.role}`, say: `role_${one.role}` })),
+      h("td", {}, badge("role", ROLES, one.role)),
       h("td", { say: ["key_count", { n: one.keys }] }),
       h("td", { class: one.disabled ? "off" : "on", say: one.disabled ? "disabled" : "active" }),
       h("td", { class: "row-actions" },
@@ -54,7 +55,7 @@ export function createAdmin({ user, notes }) {
   function keyRow(key) {
     return h("tr", {},
       h("th", { scope: "row", text: key.user_name }), h("td", { text: key.name ?? "" }),
-      h("td", {}, ...key.scopes.map((scope) => h("span", { class: "badge", ...(SCOPES.includes(scope) ? { say: `scope_${scope}` } : { text: scope }) }))),
+      h("td", {}, ...key.scopes.map((scope) => badge("scope", SCOPES, scope))),
       h("td", {}, day(key.expires_at)), h("td", {}, day(key.last_used)),
       h("td", { class: "row-actions" }, button("revoke", act(async () => {
         if (await confirmed("revoke_title", ["revoke_text", { name: key.user_name }], "revoke")) await api.revokeKey(key.id);
@@ -63,7 +64,7 @@ export function createAdmin({ user, notes }) {
 
   function personForm() {
     const name = h("input", { id: "new-person", required: true, maxlength: "64", autocomplete: "off", placeholder: "name", label: "name" });
-    const role = h("select", { label: "role" }, ...["member", "administrator"].map((one) => h("option", { value: one, say: `role_${one}` })));
+    const role = h("select", { label: "role" }, ...ROLES.map((one) => h("option", { value: one, say: `role_${one}` })));
     return inlineForm("add_person", [name, role], act(async () => {
       await api.createUser(name.value.trim(), role.value);
       name.value = "";
@@ -101,6 +102,10 @@ function inlineForm(action, fields, submit) {
   form.addEventListener("submit", (event) => (event.preventDefault(), submit()));
   return form;
 }
+
+/** A role or scope by its name in the page's language; one this page does not know yet by the server's. */
+const badge = (kind, known, name) =>
+  h("span", { class: `badge ${name}`, ...(known.includes(name) ? { say: `${kind}_${name}` } : { text: name }) });
 
 const button = (key, click) => h("button", { type: "button", class: "button small", say: key, on: { click } });
 

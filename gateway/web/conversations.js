@@ -63,8 +63,10 @@ export function createList({ notes, onDeleted, onNamed }) {
     const before = conversation.metadata?.[TITLE] ?? "";
     const input = h("input", { label: "title", maxlength: "200" });
     input.value = before;
+    let over = false;
     const end = notes.guarded(async (keep) => {
-      if (!input.isConnected) return;
+      if (over) return; // taking the field away is a blur, too
+      over = true;
       const title = input.value.trim();
       input.remove();
       if (keep && title && title !== before) {

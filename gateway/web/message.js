@@ -5,6 +5,7 @@ import { say } from "./i18n.js";
 import { isOver, tokensPerSecond } from "./turn.js";
 
 const PAINT_EVERY_MS = 100;
+const PROGRESS = new Set(["loading", "engine_lost", "resuming", "storage_wait"]);
 
 export function question(text) {
   return h("article", { class: "message question" },
@@ -105,7 +106,7 @@ function tellState(node, turn) {
 
 /** The line under an answer, as [key, values]; null when the answer speaks for itself. */
 export function stateText(turn) {
-  if (turn.progress) return [`progress_${turn.progress}`];
+  if (PROGRESS.has(turn.progress)) return [`progress_${turn.progress}`];
   switch (turn.status) {
     case "queued":
       return turn.position ? ["place", { position: turn.position, seconds: turn.etaSeconds }] : ["queued"];

@@ -4,6 +4,8 @@ import { h, openDialog } from "./dom.js";
 import { describe } from "./errors.js";
 import { say, sayAttribute } from "./i18n.js";
 
+const REFUSALS = { 401: ["sign_in_refused"], 429: ["sign_in_throttled"] };
+
 /** The token of a sign-in link, taken out of the address so that neither history nor a copied address keeps it. */
 export function takeLinkToken() {
   const token = /^#link=(.+)$/.exec(location.hash)?.[1];
@@ -31,7 +33,7 @@ export function createSignIn({ problem, onSignedIn, languageButton }) {
       onSignedIn((await api.signIn(name.value, password.value)).user);
     } catch (error) {
       wrong.hidden = false;
-      say(wrong, ...(error.status === 401 ? ["sign_in_refused"] : describe(error)));
+      say(wrong, ...(REFUSALS[error.status] ?? describe(error)));
       password.select();
     } finally {
       button.disabled = false;
@@ -48,7 +50,8 @@ export function changePassword(user) {
     sayAttribute(fresh, "aria-description", "password_hint");
     fresh.minLength = 8;
     const wrong = h("p", { class: "wrong", role: "alert", hidden: true });
-    const form = h("form", { class: "stack" }, ...[current, fresh].filter(Boolean).flatMap(labelled),
+    const who = h("input", { autocomplete: "username", value: user.name, hidden: true }); // for password managers
+    const form = h("form", { class: "stack" }, who, ...[current, fresh].filter(Boolean).flatMap(labelled),
       h("p", { class: "fine", say: "password_hint" }), wrong,
       h("div", { class: "dialog-actions" },
         h("button", { type: "button", class: "button", say: "cancel", on: { click: () => close() } }),

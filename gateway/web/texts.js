@@ -24,6 +24,7 @@ const en = {
   password: "Password",
   sign_in_hint: "Have a sign-in link? Just open it. Ask your administrator for one if you are new here.",
   link_refused: "This sign-in link was already used, or has expired. Ask for a new one: ./deskmate user link NAME",
+  sign_in_throttled: "Too many tries. Wait a minute, then try again.",
   sign_in_refused: "That name and password do not fit. Check both, or ask your administrator for a sign-in link.",
 
   new_chat: "New conversation",
@@ -215,6 +216,7 @@ const zh = {
   password: "密码",
   sign_in_hint: "有登录链接？直接打开即可。新用户请向管理员索取。",
   link_refused: "这个登录链接已被使用或已过期。请索取新的链接：./deskmate user link NAME",
+  sign_in_throttled: "尝试次数过多。请一分钟后再试。",
   sign_in_refused: "用户名和密码不匹配。请检查，或向管理员索取登录链接。",
 
   new_chat: "新对话",

@@ -342,6 +342,7 @@ def test_conversations_are_listed_searched_opened_renamed_and_deleted(visit, gat
     page.fill(".list li input", "New backup plan")
     page.press(".list li input", "Enter")
     expect(page.locator("h1.title")).to_have_text("New backup plan")
+    expect(page.locator(".note")).to_have_count(0)
     row = page.locator(".list li", has_text="New backup plan")
     row.hover()
     row.get_by_label("Delete").click()
