@@ -84,7 +84,7 @@ class Gateway:
             responses.router(turns),
             conversations.router(conversations.ConversationsDoor(auth, self.store)),
             sign_in.router(auth, login),
-            admin.router(auth, links),
+            admin.router(auth, links, self.runner.stop_all),
             ops.router(self._ops),
             pages.router(),
         ):

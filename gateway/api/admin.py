@@ -1,5 +1,6 @@
 """The doors of /admin: people, sign-in links and keys, for administrators; translates only."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -16,7 +17,8 @@ LONGEST_KEY_NAME = 128
 MOST_DAYS = 3650
 
 
-def router(authenticator: Authenticator, links: Links) -> APIRouter:
+def router(authenticator: Authenticator, links: Links, end_answers: Callable[[str], None]) -> APIRouter:
+    """`end_answers` ends what is being answered to a person who may no longer ask."""
     administrator = authenticator.requires(Scope.ADMIN)
     router = APIRouter(prefix="/admin", dependencies=[Depends(administrator)])
     people, keys = authenticator.people, authenticator.keys
@@ -39,6 +41,7 @@ def router(authenticator: Authenticator, links: Links) -> APIRouter:
             raise BadRequest("You cannot disable yourself; another administrator can.", code="own_account")
         await people.disable(person.id)
         authenticator.forget()
+        end_answers(person.id)
         return JSONResponse((await _person(id)).shown())
 
     @router.post("/users/{id}/enable")

@@ -34,6 +34,7 @@ class Desk:
     links: Links
     passwords: Passwords
     origin: str
+    ended: list[str]  # whose answers were ended
 
     @property
     def people(self) -> People:
@@ -73,7 +74,8 @@ async def open_desk(redis: RedisClient, **given: str) -> AsyncIterator[Desk]:
     login = Login(authenticator.people, links, passwords, Throttle(redis, secrets))
     app = FastAPI(openapi_url=None)
     app.include_router(sign_in.router(authenticator, login))
-    app.include_router(admin.router(authenticator, links))
+    ended: list[str] = []
+    app.include_router(admin.router(authenticator, links, ended.append))
     app.include_router(pages.router())
 
     @app.exception_handler(Refusal)
@@ -85,5 +87,5 @@ async def open_desk(redis: RedisClient, **given: str) -> AsyncIterator[Desk]:
     async def whoami(principal: Principal = Depends(authenticator.requires(Scope.CHAT))) -> Response:  # noqa: B008
         return JSONResponse({"name": principal.name, "user": principal.user, "key": principal.key})
 
-    yield Desk(Limits(app, settings), authenticator, links, passwords, given.get("public_url", ORIGIN))
+    yield Desk(Limits(app, settings), authenticator, links, passwords, given.get("public_url", ORIGIN), ended)
     passwords.close()

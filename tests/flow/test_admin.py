@@ -50,7 +50,7 @@ def test_the_table_of_routes_is_whole(desk: Desk) -> None:
 
     from gateway.api import admin
 
-    routes = [route for route in admin.router(desk.authenticator, desk.links).routes if isinstance(route, APIRoute)]
+    routes = [route for route in admin.router(desk.authenticator, desk.links, desk.ended.append).routes if isinstance(route, APIRoute)]
     found = {(method, route.path.replace("users/{id}", "users/{user}").replace("keys/{id}", "keys/{key}"))
              for route in routes for method in route.methods}  # fmt: skip
     assert found == {(method, path) for method, path, _ in ROUTES}
@@ -158,6 +158,7 @@ async def test_disabling_a_person_takes_effect_at_once_and_enabling_gives_no_ses
     client = desk.browser(authorization=f"Bearer {key}")
     assert (await browser.get("/v1/whoami")).status_code == (await client.get("/v1/whoami")).status_code == 200
     assert (await admin.post(f"/admin/users/{ann.id}/disable")).json()["disabled"] is True
+    assert desk.ended == [ann.id]
     assert (await browser.get("/v1/whoami")).status_code == (await client.get("/v1/whoami")).status_code == 401
     assert (await admin.post(f"/admin/users/{ann.id}/link")).json()["error"]["code"] == "account_disabled"
     await admin.post(f"/admin/users/{ann.id}/enable")
