@@ -23,6 +23,7 @@ from gateway.turn import (
     Delta,
     Finished,
     Prompt,
+    Started,
     TurnEvent,
     TurnRequest,
     answer_item,
@@ -80,12 +81,16 @@ class LiveTurn:
         self._news()
 
     def take_unlogged(self) -> list[TurnEvent]:
-        """What is to be logged next, tokens that came together as one; `logged` says that it was."""
-        self._logging = len(self.unlogged)
-        return _joined(self.unlogged)
+        """What is to be logged next, tokens that came together as one; `logged` says that it was.
+
+        Until then it is the same at every call: when only the reply was lost, the log has these very entries.
+        """
+        self._logging = self._logging or len(self.unlogged)
+        return _joined(self.unlogged[: self._logging])
 
     def logged(self, events: Sequence[TurnEvent], ours: bool) -> None:
         del self.unlogged[: self._logging]
+        self._logging = 0
         if ours:
             self.show(events)
         else:  # somebody else has the turn now
@@ -181,6 +186,7 @@ class Runner:
         self._observer = observer
         self.holder = holder
         self._live: dict[tuple[str, str], LiveTurn] = {}
+        self._beginning: set[Lease] = set()  # written down, not running yet: ours all the same
         self._dirty: dict[LiveTurn, None] = {}
         self._work = asyncio.Event()
         self._draining = False
@@ -217,11 +223,13 @@ class Runner:
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
         request, begun = order.request, None
+        lease = Lease(request.person, request.id)
         if order.begin is not None:
             answer = await self._store.begin(order.begin)
             if isinstance(answer, Attached):
                 return answer
             begun = answer
+            self._beginning.add(lease)
         try:
             if begun is not None:
                 history = await self._store.history(request.person, None, request.id)
@@ -233,6 +241,8 @@ class Runner:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(LEASE_SECONDS), suppress(Unavailable):
                     await self._store.undo(request.person, request.id, begun.fence)
             raise
+        finally:
+            self._beginning.discard(lease)
         live = LiveTurn(replace(order, request=request), begun)
         self._live[live.owner, live.id] = live
         live.task = asyncio.create_task(self._run(live, request, prompt, place))
@@ -312,11 +322,15 @@ class Runner:
                 continue
             for (live, events), ours in zip(batches.items(), accepted, strict=True):
                 live.logged(events, ours)
+                if live.unlogged:
+                    self._dirty[live] = None
+                    self._work.set()
 
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             leases = [Lease(live.owner, live.id) for live in self._live.values() if live.begun is not None]
+            leases += self._beginning
             if leases:
                 with suppress(Unavailable):
                     await self._store.renew(leases, self.holder, LEASE_SECONDS)
@@ -326,7 +340,7 @@ class Runner:
         while True:
             with suppress(Unavailable):
                 for lease in await self._store.expired():
-                    if (lease.owner, lease.turn) not in self._live:
+                    if lease not in self._beginning and (lease.owner, lease.turn) not in self._live:
                         await self._end_orphan(lease)
             await asyncio.sleep(RENEW_SECONDS)
 
@@ -339,6 +353,7 @@ class Runner:
         text = "".join(delta.text for delta in deltas)
         outcome = Finished(
             "failed",
+            prompt_tokens=sum(len(event.prompt_token_ids) for event in said if isinstance(event, Started)),
             completion_tokens=sum(len(delta.token_ids) or 1 for delta in deltas),
             code="gateway_restarted",
             message="The service was restarted while this answer was being written; what was said is kept.",
