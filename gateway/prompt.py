@@ -37,7 +37,8 @@ class Window:
 @lru_cache(maxsize=8)
 def _control_tokens(added_tokens: tuple[str, ...]) -> re.Pattern[str]:
     exact = "|".join(re.escape(token) for token in sorted(added_tokens, key=len, reverse=True) if len(token) > 1)
-    return re.compile(exact or _UNKNOWN_TOKENIZER)
+    # Looking ahead finds tokens that stand inside or across each other, too.
+    return re.compile(rf"(?={exact or _UNKNOWN_TOKENIZER}).", re.DOTALL)
 
 
 def neutralise(text: str, added_tokens: tuple[str, ...]) -> str:
@@ -46,7 +47,7 @@ def neutralise(text: str, added_tokens: tuple[str, ...]) -> str:
     Only what is sent to the engine is changed, never what is stored or shown. With no list (a bare vLLM) the usual
     shapes of control tokens are broken.
     """
-    return _control_tokens(added_tokens).sub(lambda token: token[0][0] + WORD_JOINER + token[0][1:], text)
+    return _control_tokens(added_tokens).sub(lambda head: head[0] + WORD_JOINER, text)
 
 
 def text_of(item: Mapping[str, Any]) -> str:
