@@ -37,7 +37,7 @@ class RoundRobinQueue:
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
         line = self._lines.get(ticket.person, ())
-        eta = self._eta(self.waiting + 1) or 0.0
+        eta = self._eta(len(self._lines) + 1) or 0.0  # who has no line yet has one of each other person before them
         if len(line) >= self._per_person:
             raise Busy(
                 f"You have {len(line)} requests waiting, which is the limit; wait for some of them to finish.",
