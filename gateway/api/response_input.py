@@ -173,7 +173,9 @@ def parse_input(value: str | Sequence[Mapping[str, Any]] | None, param: str = "i
     return [_parse_item(item, f"{param}[{index}]") for index, item in enumerate(value)]
 
 
-def _parse_item(item: Mapping[str, Any], param: str) -> dict[str, Any]:
+def _parse_item(item: Any, param: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise BadRequest("An item is an object.", param=param)
     kind = item.get("type", "message")
     if kind != "message":
         raise UnsupportedParameter(f"Items of type `{kind}` are not supported yet.", param=f"{param}.type")
@@ -202,7 +204,7 @@ def _parse_content(content: Any, param: str) -> str | list[dict[str, Any]]:
 
 def _parse_part(part: Any, param: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
-    field = {"input_text": "text", "output_text": "text", "refusal": "refusal"}.get(kind or "")
+    field = {"input_text": "text", "output_text": "text", "refusal": "refusal"}.get(str(kind))
     if field is None:
         raise UnsupportedParameter(f"Content of type `{kind}` is not supported yet.", param=f"{param}.type")
     if not isinstance(part.get(field), str):
