@@ -257,7 +257,7 @@ class Engine:
             rest = b""
             async for data in upstream.chunks():
                 *frames, rest = (rest + data).split(b"\n\n")
-                chunks = [_decode_chunk(frame[6:]) for frame in frames if frame.startswith(b"data: {")]
+                chunks = [_parsed(_decode_chunk, frame[6:]) for frame in frames if frame.startswith(b"data: {")]
                 for chunk in chunks:
                     if chunk.error is not None:
                         raise EngineLost(f"The engine broke off: {_message(bytes(chunk.error))}")
@@ -273,7 +273,7 @@ class Engine:
             answer = await upstream.read()
             if upstream.status != 200:
                 raise _refused(upstream.status, answer)
-            return _decode_count(answer).count
+            return _parsed(_decode_count, answer).count
 
     async def get(self, path: str) -> bytes:
         """GET `path` of the first worker that answers, e.g. its /metrics."""
@@ -317,7 +317,7 @@ class Engine:
         """Ask a worker that became healthy what it serves; it is ready only when that is known."""
         try:
             model = await self._ask_model(worker)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError):
             return
         self._plan_model = model
         worker.seats = model.seats
@@ -336,7 +336,7 @@ class Engine:
     def _read_plan_file(self, path: Path) -> ModelFacts | None:
         try:
             return self._facts(msgspec.json.decode(path.read_bytes(), type=_Plan))
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):
             return None  # not written yet, or just being replaced
 
     def _facts(self, plan: _Plan) -> ModelFacts:
@@ -369,6 +369,13 @@ class Engine:
             listener()
 
 
+def _parsed(decode: Callable[[bytes], _T], answer: bytes) -> _T:
+    try:
+        return decode(answer)
+    except ValueError as error:  # msgspec's own kinds and UnicodeDecodeError
+        raise EngineError("The engine answered something that is no answer; its log may say why.") from error
+
+
 def _given(setting: _T | None, otherwise: _T) -> _T:
     return otherwise if setting is None else setting
 
@@ -394,7 +401,7 @@ async def _get(worker: _Worker, path: str) -> bytes:
 def _message(error: bytes) -> str:
     try:
         return msgspec.json.decode(error, type=_EngineMessage).message
-    except msgspec.MsgspecError:
+    except ValueError:
         return "the engine gave no reason"
 
 
@@ -404,6 +411,6 @@ def _refused(status: int, body: bytes) -> EngineError | EngineLost:
         return EngineLost("The engine cannot take the request just now; ask again in a moment.")
     try:
         reason = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get("error", msgspec.Raw(b"{}"))
-    except msgspec.MsgspecError:
+    except ValueError:
         reason = msgspec.Raw(b"{}")
     return EngineError(f"The engine refused the request ({status}): {_message(bytes(reason))}")
