@@ -23,6 +23,7 @@ TOKENS = 128  # of each answer
 STREAMS = (1, 16, 64, 256)
 PACE_MS = {1: 5, 16: 5, 64: 5, 256: 20}  # between two tokens: 50 or 200 tokens/s a stream, as real engines do
 ANSWERS = {1: 8, 16: 4, 64: 3, 256: 2}  # of each stream
+ENGINE_ANSWERS = {1: 2, 16: 1, 32: 1}
 SHORT_ANSWERS = 60
 QUESTION = "How does a fair queue share one engine between a whole department?"
 
@@ -171,11 +172,10 @@ def table(arms: list[Arm], figures: dict[tuple[str, int], list[Figure]]) -> Iter
 
 def engine(upstream: str, rounds: int) -> Iterator[str]:
     """A real worker that runs already: the same prompts and seeds in both arms."""
-    streams_of = (1, 16, 32)
+    streams_of = tuple(ENGINE_ANSWERS)
     figures: dict[tuple[str, int], list[float]] = defaultdict(list)
     with stack(upstream) as on:
-        for streams in streams_of:
-            ANSWERS.setdefault(streams, 2)
+        ANSWERS.update(ENGINE_ANSWERS)
         for arm in (DIRECT, ARMS["relay"]):
             measure(on, arm, 16)  # warm, prefix cache too
         for number in range(rounds):

@@ -31,6 +31,7 @@ class Result(msgspec.Struct):
     first_ms: list[float]  # p50, p99 of the time to the first token
     gap_ms: list[float]  # p50, p99 of the time between two reads of one answer
     errors: int
+    example: str  # the end of one answer that broke off
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class Seen:
     first: list[float]
     gaps: list[float]
     errors: int = 0
+    example: bytes = b""
 
 
 class Client(asyncio.Protocol):
@@ -71,7 +73,7 @@ class Client(asyncio.Protocol):
             self.begun = True
             self.seen.first.append(now - self.asked)
         elif seen.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
-            self.seen.errors += 1
+            self.seen.example = seen
             return self.transport.close()
         self.last = now
         if self.end in seen if self.end else is_whole(seen):
@@ -90,6 +92,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.left:
             self.seen.errors += 1
+            self.seen.example = self.seen.example or self.tail
         if not self.done.done():
             self.done.set_result(None)
 
@@ -119,7 +122,14 @@ async def run(job: Job) -> Result:
 
     await asyncio.gather(*(stream() for _ in range(job.streams)))
     seconds = time.perf_counter() - began
-    return Result(job.streams * job.answers, seconds, quantiles(seen.first), quantiles(seen.gaps), seen.errors)
+    return Result(
+        job.streams * job.answers,
+        seconds,
+        quantiles(seen.first),
+        quantiles(seen.gaps),
+        seen.errors,
+        seen.example[-400:].decode("utf-8", "replace"),
+    )
 
 
 def quantiles(seconds: list[float]) -> list[float]:

@@ -120,7 +120,8 @@ class Stack:
         self.loader.stdin.flush()
         result = msgspec.json.decode(self.loader.stdout.readline(), type=Result)
         if result.errors:
-            raise RuntimeError(f"{result.errors} of {result.answers} answers of {job.address}{job.path} broke off")
+            broken = f"{result.errors} of {result.answers} answers of {job.address}{job.path} broke off"
+            raise RuntimeError(f"{broken}, e.g. {result.example!r}")
         return result
 
     def script(self, **changes: object) -> None:
