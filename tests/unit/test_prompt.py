@@ -1,5 +1,6 @@
 """What the model reads: control tokens broken, the window, the budget, rounds and titles."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -51,8 +52,25 @@ def test_a_text_without_control_tokens_is_left_as_it_is():
 
 @pytest.mark.parametrize(
     "token",
-    ["<|im_start|>", "<|eot_id|>", "<\uff5cUser\uff5c>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"]
-    + ["<bos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>", "</tool_response>"],
+    [
+        "<|im_start|>",
+        "<|eot_id|>",
+        "<｜User｜>",
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "<</SYS>>",
+        "<s>",
+        "</s>",
+        "<bos>",
+        "<pad>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_response>",
+    ],
 )
 def test_with_an_unknown_tokenizer_the_usual_control_tokens_are_broken(token):
     safe = neutralise(f"a{token}b{token}", ())
@@ -72,7 +90,8 @@ def test_messages_keep_their_order_developers_speak_as_the_system_and_what_is_no
         {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
     ]
-    assert to_messages(None, said, ()) == [Message("system", "be brief"), Message("user", "ab"), Message("assistant", "no")]
+    expected = [Message("system", "be brief"), Message("user", "ab"), Message("assistant", "no")]
+    assert to_messages(None, said, ()) == expected
 
 
 def test_a_message_without_content_has_no_text():
@@ -92,7 +111,7 @@ def test_rounds_are_the_items_in_their_order_and_each_but_the_first_begins_with_
 @given(items)
 def test_a_question_after_an_answer_always_begins_a_round(said: list[dict[str, Any]]):
     beginnings = [id(one[0]) for one in rounds_of(said)]
-    for before, item in zip(said, said[1:], strict=False):
+    for before, item in pairwise(said):
         if item["role"] == "user" and before["role"] == "assistant":
             assert id(item) in beginnings
 
