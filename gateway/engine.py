@@ -114,21 +114,21 @@ class ChatChoice(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...] | None = None
 
 
+class _EngineMessage(msgspec.Struct, frozen=True):
+    message: str = "the engine gave no reason"
+
+
 class ChatChunk(msgspec.Struct, frozen=True):
     """One event of vLLM's chat-completions stream, as far as a turn needs it."""
 
     choices: tuple[ChatChoice, ...] = ()
     usage: Usage | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    error: msgspec.Raw | None = None
+    error: _EngineMessage | None = None
 
 
 class _Count(msgspec.Struct):
     count: int
-
-
-class _EngineMessage(msgspec.Struct):
-    message: str = "the engine gave no reason"
 
 
 _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
@@ -260,7 +260,7 @@ class Engine:
                 chunks = [_parsed(_decode_chunk, frame[6:]) for frame in frames if frame.startswith(b"data: {")]
                 for chunk in chunks:
                     if chunk.error is not None:
-                        raise EngineLost(f"The engine broke off: {_message(bytes(chunk.error))}")
+                        raise EngineLost(f"The engine broke off: {chunk.error.message}")
                 if chunks:
                     yield chunks
                 if any(frame == b"data: [DONE]" for frame in frames):
