@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 WORD_JOINER = "\u2060"  # invisible, and no tokenizer's control token contains it
+TEMPLATE_TOKENS = 32  # that a chat template may put around a message
 BYTES_PER_TOKEN = 3  # a cautious estimate while no engine can count: English has about 4, Chinese about 3
 _UNKNOWN_TOKENIZER = (
     r"<\|[^|<>\s]{1,64}\|>|<\uff5c[^<>\s]{1,64}\uff5c>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
@@ -94,6 +95,11 @@ def to_messages(system: str | None, items: Sequence[Mapping[str, Any]], added_to
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
     return sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in messages)
+
+
+def most_tokens(messages: Sequence[Message]) -> int:
+    """What the prompt cannot exceed: no tokenizer makes more than one token of a byte, no template more than these."""
+    return sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in messages) + TEMPLATE_TOKENS
 
 
 def drop_for_budget(sizes: Sequence[int], excess_tokens: int) -> int:

@@ -68,13 +68,14 @@ class LiveTurn:
         self.shown: list[TurnEvent] = []
         self.unlogged: list[TurnEvent] = []
         self.text: list[str] = []
+        self.prompt_tokens = 0
         self.tokens = 0
         self.outcome: Finished | None = None
         self.task: asyncio.Task[None] | None = None
         self.ending = False  # its answer is being stored; nothing may stop that
         self._listeners = 0
         self._logging = 0
-        self._wake: set[asyncio.Future[None]] = set()
+        self._wake: list[asyncio.Future[bool]] = []
 
     def show(self, events: Sequence[TurnEvent]) -> None:
         self.shown.extend(events)
@@ -99,7 +100,7 @@ class LiveTurn:
 
     async def flushed(self) -> None:
         while self.unlogged:
-            await self._changed(IDLE_SECONDS)
+            await self._changed()
 
     def stop(self) -> None:
         """End the turn; what was said is kept. Does nothing when it is ending already."""
@@ -123,7 +124,7 @@ class LiveTurn:
                     yield new
                 elif self.outcome is not None:
                     return
-                elif not await self._changed(IDLE_SECONDS):
+                elif not await self._changed():
                     yield ()
         finally:
             self._listeners -= 1
@@ -132,29 +133,24 @@ class LiveTurn:
     async def ended(self) -> Finished:
         """Wait for the end without being a follower."""
         while self.outcome is None:
-            await self._changed(IDLE_SECONDS)
+            await self._changed()
         return self.outcome
 
-    def _news(self) -> None:
-        waiting, self._wake = self._wake, set()
+    def tick(self) -> None:
+        """Let followers say that they are still there. One clock for all: a timer per token would cost more."""
+        self._news(False)
+
+    def _news(self, any: bool = True) -> None:
+        waiting, self._wake = self._wake, []
         for future in waiting:
             if not future.done():
-                future.set_result(None)
+                future.set_result(any)
 
-    async def _changed(self, seconds: float) -> bool:
-        """Wait for news; False when none came in time."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._wake.add(future)
-        timer = loop.call_later(seconds, _expire, future)
-        try:
-            await future
-        except TimeoutError:
-            return False
-        finally:
-            timer.cancel()
-            self._wake.discard(future)
-        return True
+    async def _changed(self) -> bool:
+        """Wait for news; False when only the clock has ticked."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._wake.append(future)
+        return await future
 
 
 def _joined(events: Sequence[TurnEvent]) -> list[TurnEvent]:
@@ -167,11 +163,6 @@ def _joined(events: Sequence[TurnEvent]) -> list[TurnEvent]:
         else:
             joined.append(event)
     return joined
-
-
-def _expire(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
 
 
 class Runner:
@@ -193,7 +184,7 @@ class Runner:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        loops = (self._commit, self._keep_leases, self._recover)
+        loops = (self._commit, self._keep_leases, self._recover, self._tick)
         self._tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
 
     async def close(self, drain_seconds: float) -> None:
@@ -231,7 +222,7 @@ class Runner:
             begun = answer
             self._beginning.add(lease)
         try:
-            if begun is not None:
+            if order.begin is not None and (order.begin.conversation or order.begin.previous):
                 history = await self._store.history(request.person, None, request.id)
                 request = replace(request, items=[item.body for item in history])
             prompt = await build_prompt(request, self._engine)
@@ -267,7 +258,8 @@ class Runner:
         finally:
             live.ending = True
             if not outcome.prompt_tokens and live.tokens:
-                outcome = msgspec.structs.replace(outcome, prompt_tokens=prompt.tokens, completion_tokens=live.tokens)
+                counts = {"prompt_tokens": live.prompt_tokens, "completion_tokens": live.tokens}
+                outcome = msgspec.structs.replace(outcome, **counts)
             with anyio.CancelScope(shield=True):
                 await self._finish(live, msgspec.structs.replace(outcome, completed_at=int(time.time())))
 
@@ -275,6 +267,8 @@ class Runner:
         if isinstance(event, Delta):
             live.text.append(event.text)
             live.tokens += len(event.token_ids) or 1
+        elif isinstance(event, Started):
+            live.prompt_tokens = len(event.prompt_token_ids)
         if live.begun is None:
             live.show([event])
             return
@@ -334,6 +328,12 @@ class Runner:
             if leases:
                 with suppress(Unavailable):
                     await self._store.renew(leases, self.holder, LEASE_SECONDS)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            for live in self._live.values():
+                live.tick()
 
     async def _recover(self) -> None:
         """End the turns of a gateway that died, with what they had said."""

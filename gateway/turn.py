@@ -22,6 +22,7 @@ from gateway.prompt import (
     drop_for_budget,
     estimate_tokens,
     first_round,
+    most_tokens,
     rounds_of,
     to_messages,
 )
@@ -113,25 +114,29 @@ class TurnRequest:
 class Prompt:
     messages: Sequence[Message]
     tokens: int
-    exact: bool  # counted by the engine, not estimated
+    certain: bool  # that it fits: counted by the engine, or far too short not to
 
 
-async def build_prompt(request: TurnRequest, engine: Engine) -> Prompt:
+async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = False) -> Prompt:
     """The messages that fit the context. Raises ContextLengthExceeded when they do not and may not be cut.
 
-    With no engine ready the tokens are estimated from bytes and nothing is refused that might fit after all.
+    Tokens are counted by the engine where it matters: near the limit, or when asked to. A short prompt is only
+    estimated, and with no engine ready nothing is refused that might fit after all.
     """
     model = engine.model
     added_tokens = model.added_tokens if model else ()
     rounds = rounds_of(request.items)
     rounds = rounds[first_round(len(rounds) - 1, request.window.rounds) :]
     for _ in range(_FITTING_TRIES):
-        prompt = await _count(request, _messages(request, rounds, added_tokens), engine)
+        messages = _messages(request, rounds, added_tokens)
+        if model is not None and not count and most_tokens(messages) <= _budget(request, model):
+            return Prompt(messages, estimate_tokens(messages), certain=True)
+        prompt = await _count(request, messages, engine)
         excess = prompt.tokens - _budget(request, model)
         if model is None or excess <= 0 or not request.window.truncate or len(rounds) == 1:
             break
         rounds = rounds[drop_for_budget(_sizes(request, rounds, prompt, added_tokens), excess) :]
-    if model is not None and prompt.exact and prompt.tokens > model.context_tokens - LEAST_ANSWER_TOKENS:
+    if model is not None and prompt.certain and prompt.tokens > model.context_tokens - LEAST_ANSWER_TOKENS:
         raise ContextLengthExceeded(
             f"The prompt has {prompt.tokens} tokens; this model reads {model.context_tokens}, "
             f'of which {LEAST_ANSWER_TOKENS} are kept for the answer. Shorten it, or send truncation: "auto".',
@@ -166,10 +171,10 @@ async def _count(request: TurnRequest, messages: list[Message], engine: Engine) 
         model = request.model or (engine.model.id if engine.model else "")
         body = msgspec.json.encode({"model": model, "messages": messages, "add_generation_prompt": True})
         try:
-            return Prompt(messages, await engine.count(body, request.id), exact=True)
+            return Prompt(messages, await engine.count(body, request.id), certain=True)
         except EngineLost:
             pass  # it has just gone: estimate now, count when the seat is given
-    return Prompt(messages, estimate_tokens(messages), exact=False)
+    return Prompt(messages, estimate_tokens(messages), certain=False)
 
 
 async def run_turn(
@@ -184,7 +189,7 @@ async def run_turn(
         async for event in _wait(place, engine):
             yield event
         produced.seated = time.monotonic()
-        if not prompt.exact:
+        if not prompt.certain:
             prompt = await build_prompt(request, engine)
         async with aclosing(engine.chat(_body(request, prompt, engine.model), request.id)) as bursts:
             async for chunks in bursts:

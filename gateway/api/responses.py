@@ -130,7 +130,7 @@ class ResponsesDoor:
             stored = await self.store.history(principal.user, create.conversation_id, create.previous_response_id)
             history = [item.body for item in stored]
         turn = self._turn_request(principal, create, [*history, *question])
-        prompt = await build_prompt(turn, self.engine)
+        prompt = await build_prompt(turn, self.engine, count=True)
         return json_response({"object": "response.input_tokens", "input_tokens": prompt.tokens})
 
     async def _stored(self, principal: Principal, id: str) -> StoredResponse:
