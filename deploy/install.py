@@ -121,7 +121,7 @@ class Environment:
         if not (self._home.env / "bin" / "uv").exists():
             done = self._pip_install(self._uv_lock, ())
             if done.code:
-                self._say("uv cannot be installed here; pip does the same in minutes instead of seconds.")
+                self._say(f"uv cannot be installed here ({last_line(done.output)}); pip does the same in minutes.")
                 return False
         return True
 
