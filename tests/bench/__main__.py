@@ -8,6 +8,7 @@ engine   tokens a second of a real worker through the gateway ÷ direct (--upstr
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from collections import defaultdict
@@ -218,6 +219,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
     parser.add_argument("--write", action="store_true", help="also write docs/bench-NAME.md")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if asked.name == "engine" and not asked.upstream:
         parser.error("engine needs --upstream HOST:PORT of a running worker")
     body = engine(asked.upstream, asked.rounds) if asked.name == "engine" else scripted(asked.name, asked.rounds)
