@@ -56,8 +56,19 @@ class GatewayProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "gateway", "serve"]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self._variables(), stdout=log, stderr=log)
+        self._wait_until_listening()
+
+    def command(self, *arguments: str) -> str:
+        """What another command of the gateway prints, run with the same settings."""
+        command = [sys.executable, "-m", "gateway", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self._variables(), check=True, capture_output=True, text=True).stdout
+
+    def _variables(self) -> dict[str, str]:
         folder = Path(self.folder.name)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")} | {
+        return {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")} | {
             "DESKMATE_REDIS_URL": self.redis.url,
             "DESKMATE_REDIS_PASSWORD_FILE": str(folder / "password"),
             "DESKMATE_SECRET_FILE": str(folder / "secret"),
@@ -66,10 +77,6 @@ class GatewayProcess:
             "DESKMATE_DRAIN_SECONDS": "5",
             **self.environment,
         }
-        with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "gateway", "serve"]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        self._wait_until_listening()
 
     def _wait_until_listening(self) -> None:
         deadline = time.monotonic() + 20

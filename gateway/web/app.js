@@ -114,11 +114,12 @@ function showDesk(user) {
     document.body.classList.remove("side-open");
   }
 
-  /** A conversation came into being (`opened`), began a turn or ended one. */
+  /** A conversation came into being (`opened`), began a turn or ended one; without an `id`, the new one is gone again. */
   function changed({ id, opened }) {
     if (opened) address(chatAddress(id));
-    if (opened) list.setOpen(id);
-    clearing.disabled = false;
+    if (id === null) history.replaceState(kept(), "", "#/");
+    if (opened || id === null) list.setOpen(id);
+    clearing.disabled = id === null;
     list.load().catch(notes.fail);
   }
 

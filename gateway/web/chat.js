@@ -126,14 +126,27 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     const key = randomKey();
     return async (turn) => {
       if (turn.id !== null) return resumer(me)(turn);
-      if (!here.noTrace && here.id === null) await begin(here);
-      return api.respond(turnBody(here, text), key, me.controller.signal);
+      const begins = !here.noTrace && here.id === null;
+      if (begins) await begin(here);
+      try {
+        return await api.respond(turnBody(here, text), key, me.controller.signal);
+      } catch (error) {
+        if (begins && error.code) await undo(here); // the gateway refused it: nothing was asked in this conversation
+        throw error;
+      }
     };
   }
 
   async function begin(here) {
     here.id = (await api.createConversation()).id;
     if (current === here) onChange({ id: here.id, opened: true });
+  }
+
+  async function undo(here) {
+    const { id } = here;
+    here.id = null;
+    await api.deleteConversation(id).catch(() => {}); // it stays in the list then, without a word in it
+    if (current === here) onChange({ id: null });
   }
 
   /** The request's fields; a no-trace turn carries its whole history, because the server keeps none. No text: no question yet. */

@@ -106,7 +106,7 @@ function tellState(node, turn) {
 
 /** The line under an answer, as [key, values]; null when the answer speaks for itself. */
 export function stateText(turn) {
-  if (PROGRESS.has(turn.progress)) return [`progress_${turn.progress}`];
+  if (PROGRESS.has(turn.progress)) return [`progress_${turn.progress}`, { position: turn.position, seconds: turn.etaSeconds }];
   switch (turn.status) {
     case "queued":
       return turn.position ? ["place", { position: turn.position, seconds: turn.etaSeconds }] : ["queued"];

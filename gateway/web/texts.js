@@ -13,6 +13,10 @@ function span(seconds, second, minute) {
 const enSpan = (seconds) => span(seconds, (n) => `${n} s`, (n) => `${n} min`);
 const zhSpan = (seconds) => span(seconds, (n) => `${n} 秒`, (n) => `${n} 分钟`);
 
+const enPlace = ({ position, seconds }) =>
+  (position === 1 ? "Next in line" : `${ordinal(position)} in line`) + (seconds === null ? "" : `, about ${enSpan(seconds)}`);
+const zhPlace = ({ position, seconds }) => `第 ${position} 位` + (seconds === null ? "" : `，约 ${zhSpan(seconds)}`);
+
 const en = {
   plain: "{text}",
   switch_language: "中文",
@@ -73,9 +77,8 @@ const en = {
   sending: "Sending…",
   reading: "Reading your question…",
   queued: "Waiting for a place…",
-  place: ({ position, seconds }) =>
-    (position === 1 ? "Next in line" : `${ordinal(position)} in line`) + (seconds === null ? "" : `, about ${enSpan(seconds)}`),
-  progress_loading: "The model is loading. Your question is in line and will be answered.",
+  place: enPlace,
+  progress_loading: (place) => (place.position ? `${enPlace(place)}. ` : "") + "The model is loading; your question will be answered.",
   progress_engine_lost: "The model stopped. It is being restarted and your answer goes on by itself.",
   progress_resuming: "Going on where the answer stopped…",
   progress_storage_wait: "Waiting for the storage…",
@@ -265,8 +268,8 @@ const zh = {
   sending: "正在发送…",
   reading: "正在阅读您的问题…",
   queued: "正在等待空位…",
-  place: ({ position, seconds }) => `第 ${position} 位` + (seconds === null ? "" : `，约 ${zhSpan(seconds)}`),
-  progress_loading: "模型正在加载。您的问题已排队，稍后会得到回答。",
+  place: zhPlace,
+  progress_loading: (place) => (place.position ? `${zhPlace(place)}。` : "") + "模型正在加载，稍后会回答您的问题。",
   progress_engine_lost: "模型中断，正在重启；回答会自动继续。",
   progress_resuming: "正在从中断处继续…",
   progress_storage_wait: "正在等待存储…",

@@ -41,7 +41,7 @@ const HANDLERS = {
   "response.cancelled": ended,
   "deskmate:queue.updated": (turn, { position, eta_seconds }) =>
     position > 0
-      ? { status: "queued", position, etaSeconds: eta_seconds ?? null, progress: null }
+      ? { status: "queued", position, etaSeconds: eta_seconds ?? null, progress: turn.position === null ? turn.progress : null }
       : { status: turn.text ? "writing" : "reading", position: null, etaSeconds: null, progress: null },
   "deskmate:progress": (turn, { state, eta_seconds }) => ({ progress: state, etaSeconds: eta_seconds ?? null }),
   error: (turn, event) => ({ error: problem(event.error ?? event) }),

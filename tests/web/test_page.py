@@ -3,111 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.web.browsing import PHONE, STORED, answer, ask
 from tests.web.mock_gateway import MockGateway, Script
 from tests.web.xss_corpus import CORPUS
 
 pytestmark = pytest.mark.browser
 
 CHINESE = "语言模型是一种根据上文预测下一个词的程序。😀 它可能出错,**重要内容请核实**。👩‍🚀"
-DESKTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 ALLOWED = re.compile(
     "P|BR|HR|H[1-6]|STRONG|EM|S|BLOCKQUOTE|UL|OL|LI|CODE|PRE|A|SPAN|TABLE|THEAD|TBODY|TR|TH|TD|DIV|BUTTON|svg|path"
 )
-
-WATCH = """
-  window.ran = [];
-  for (const name of ['alert', 'confirm', 'prompt']) window[name] = (text) => ran.push(String(text));
-  window.violations = [];
-  addEventListener('securitypolicyviolation', (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));
-"""
 AT_THE_END = """(() => {
   const { scrollHeight, scrollTop, clientHeight } = document.querySelector('.scroller');
   return scrollHeight - scrollTop - clientHeight < 80;
 })()"""
-STORED = """async () => [
-  localStorage.length, sessionStorage.length, (await indexedDB.databases()).length, (await caches.keys()).length,
-  document.cookie, JSON.stringify(history.state), location.href,
-]"""
 ATTRIBUTES = """
   [...document.querySelectorAll('.thread *')].flatMap((node) => [...node.attributes].map((a) => `${a.name}=${a.value}`))
 """
 TAGS_IN_ANSWERS = "[...new Set([...document.querySelectorAll('.markdown *')].map((node) => node.tagName))]"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=QUIET)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def gateway() -> Iterator[MockGateway]:
     with MockGateway() as mock:
         yield mock
-
-
-class Visit:
-    """One person's browser window, which remembers everything that must not happen in it."""
-
-    def __init__(self, browser: Browser, gateway: MockGateway, **options: Any) -> None:
-        self.gateway = gateway
-        self.context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US"} | options)
-        self.context.add_init_script(WATCH)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
-        self.strangers: list[str] = []
-        self.errors: list[str] = []
-        self.context.on("request", self._seen)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-
-    def _seen(self, request: Request) -> None:
-        if not request.url.startswith(self.gateway.address + "/"):
-            self.strangers.append(request.url)
-
-    def open(self, name: str = "Ada") -> Page:
-        self.page.goto(self.gateway.link(name))
-        expect(self.page.locator("#ask")).to_be_visible()
-        return self.page
-
-    def close(self) -> None:
-        if self.page.url.startswith("http"):
-            assert self.page.evaluate("violations") == []
-            assert self.page.evaluate("ran") == []
-        assert self.strangers == []
-        assert self.errors == []
-        self.context.close()
-
-
-@pytest.fixture
-def visit(browser: Browser, gateway: MockGateway) -> Iterator[Callable[..., Visit]]:
-    visits: list[Visit] = []
-
-    def begin(**options: Any) -> Visit:
-        visits.append(Visit(browser, gateway, **options))
-        return visits[-1]
-
-    yield begin
-    for one in visits:
-        one.close()
-
-
-def ask(page: Page, question: str) -> None:
-    page.fill("#ask", question)
-    page.press("#ask", "Enter")
-
-
-def answer(page: Page, status: str = "completed") -> Any:
-    return page.locator(f".answer[data-status={status}]").last
 
 
 # --- a turn -----------------------------------------------------------------------------------------------------------
@@ -238,6 +162,8 @@ def test_a_refusal_is_told_humanly_with_its_request_id_and_can_be_retried(visit,
     ask(page, "may I?")
     expect(page.locator(".error-card")).to_contain_text(said)
     expect(page.locator(".error-card")).to_contain_text("req_mock_0123456789")
+    assert page.url.endswith("#/") and gateway.conversations == {}
+    expect(page.locator(".list li")).to_have_count(0)
     gateway.default = Script("You may.")
     page.click(".error-card button")
     expect(answer(page)).to_contain_text("You may.")

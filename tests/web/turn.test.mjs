@@ -38,6 +38,13 @@ test("progress is shown until the next sign of life", () => {
   assert.equal(play([text("b", 3)], lost).progress, null);
 });
 
+test("why nothing moves is told beside the first place in line, until the place changes", () => {
+  const waiting = play([created, { type: "deskmate:progress", sequence_number: 1, state: "loading", eta_seconds: null },
+    { type: "deskmate:queue.updated", sequence_number: 2, position: 2, eta_seconds: null }]);
+  assert.deepEqual([waiting.status, waiting.position, waiting.progress], ["queued", 2, "loading"]);
+  assert.equal(play([{ type: "deskmate:queue.updated", sequence_number: 3, position: 1, eta_seconds: 4 }], waiting).progress, null);
+});
+
 test("an unknown event only moves the sequence", () => {
   const turn = play([created, { type: "response.something.new", sequence_number: 1 }]);
   assert.deepEqual([turn.status, turn.sequence], ["queued", 1]);
