@@ -1,14 +1,16 @@
-"""Asks a local server whether it answers. Knows one thing of HTTP: the status line."""
+"""Asks a local server whether it answers. Knows a status line and a body, no more of HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 ANSWER_SECONDS = 2.0
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,24 @@ def place_of(url: str) -> Place:
 
 async def answers(place: Place, path: str) -> bool:
     """True when GET `path` is answered with 200."""
+    return await body(place, path) is not None
+
+
+async def body(place: Place, path: str) -> bytes | None:
+    """What GET `path` answers; None when that is not a 200, or nothing. Without a stated length: empty."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await connect(place)
             try:
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-                return (await reader.readline()).split()[1:2] == [b"200"]
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = LENGTH.search(head)  # a server may leave the connection open: only so much is waited for
+                answer = await reader.readexactly(int(length[1])) if length else b""
+                return answer if head.split()[1:2] == [b"200"] else None
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
-        return False
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return None
 
 
 async def connect(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

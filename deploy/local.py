@@ -268,6 +268,8 @@ class Stack:
             await until(partial(http.answers, place, "/health"), ENGINE_POLL_SECONDS)
         self.board.finish("serve")
         self._show_worker("external")
+        if answer := await http.body(gateway_place(self._wishes), "/readyz"):
+            self.board.change(model=(json.loads(answer).get("model") or {}).get("id"))
 
     def _show_worker(self, state: PartState, message: str = "") -> None:
         self.board.part("worker", state=state, message=message)

@@ -89,9 +89,8 @@ class Narrator:
         self._say("\nThe page works now; a question asked while the model loads waits in line and is answered.")
 
     def _tell_ready(self, status: Status) -> None:
-        served = f"{status.model} is served" if status.model else "ready"
-        self._say(f"\nReady: {served} at {status.address}")
-        if status.demo and not self._was_ready:
+        self._say(f"\nReady: {status.model or 'everything'} is served at {status.address}")
+        if status.demo:
             self._say(REAL_MODEL)
 
 
