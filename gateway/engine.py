@@ -258,11 +258,11 @@ class Engine:
             async for data in upstream.chunks():
                 *frames, rest = (rest + data).split(b"\n\n")
                 chunks = [_parsed(_decode_chunk, frame[6:]) for frame in frames if frame.startswith(b"data: {")]
+                if said := [chunk for chunk in chunks if chunk.error is None]:
+                    yield said
                 for chunk in chunks:
                     if chunk.error is not None:
                         raise EngineLost(f"The engine broke off: {chunk.error.message}")
-                if chunks:
-                    yield chunks
                 if any(frame == b"data: [DONE]" for frame in frames):
                     return
         raise EngineLost("The engine ended the answer without finishing it; ask again in a moment.")
