@@ -129,7 +129,11 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
     rounds = rounds[first_round(len(rounds) - 1, request.window.rounds) :]
     for _ in range(_FITTING_TRIES):
         messages = _messages(request, rounds, added_tokens)
-        if model is not None and not count and most_tokens(messages) <= _budget(request, model):
+        if (
+            model is not None
+            and not count
+            and most_tokens(messages) + request.sampling.max_tokens <= model.context_tokens
+        ):
             return Prompt(messages, estimate_tokens(messages), certain=True)
         prompt = await _count(request, messages, engine)
         excess = prompt.tokens - _budget(request, model)
