@@ -64,7 +64,8 @@ class GatewayProcess:
     def command(self, *arguments: str) -> str:
         """What another command of the gateway prints, run with the same settings."""
         command = [sys.executable, "-m", "gateway", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self._variables(), check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, cwd=ROOT, env=self._variables(), check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
 
     def _variables(self) -> dict[str, str]:
         folder = Path(self.folder.name)

@@ -25,8 +25,8 @@ def browser() -> Iterator[Browser]:
 def visit(browser: Browser, gateway: Gateway) -> Iterator[Callable[..., Visit]]:
     visits: list[Visit] = []
 
-    def begin(**options: Any) -> Visit:
-        visits.append(Visit(browser, gateway, **options))
+    def begin(where: Gateway = gateway, **options: Any) -> Visit:
+        visits.append(Visit(browser, where, **options))
         return visits[-1]
 
     yield begin
