@@ -1,5 +1,6 @@
 -- Disable a person and end all their sessions.
 -- KEYS  1 dm:user:{id} hash   2 dm:sessions:{id} set of digests; deletes dm:session:{digest} of each member
+-- ARGV  none
 -- Result: number of sessions ended.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('HSET', KEYS[1], 'disabled', 1)

@@ -1,5 +1,6 @@
 -- All API keys. Forgets the ids of those that have expired and gone.
 -- KEYS  1 dm:keys hash; reads dm:key:{digest} hash of each
+-- ARGV  none
 -- Result: {{field, value, …}, …}
 local keys = {}
 local index = redis.call('HGETALL', KEYS[1])
