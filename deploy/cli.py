@@ -250,7 +250,7 @@ def status_of(home: Home, pid: int) -> Status | None:
 
 
 def narrator(home: Home, wishes: Wishes) -> Narrator:
-    command = control.gateway_command(home, ["user", "link", "--administrator", "--json"])
+    command = control.gateway_command(home, ["user", "link", "--administrator", "--first", "--json"])
     return Narrator(
         wishes, say, lambda: administrator_link(command, control.gateway_environment(home, ROOT, os.environ), ROOT)
     )

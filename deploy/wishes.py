@@ -14,6 +14,7 @@ from deploy.home import Home
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ANYWHERE = ("0.0.0.0", "::")
+DEMO_TEMPERATURE = "0.2"
 NOTHING_LEAVES = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -93,6 +94,7 @@ def own_address() -> str:
 
 def gateway_settings(wishes: Wishes, home: Home, sockets: Sockets, given: Mapping[str, str]) -> dict[str, str]:
     """The gateway's DESKMATE_ variables: what the person set, and over it what this run decides."""
+    own = {name: value for name, value in given.items() if name.startswith("DESKMATE_") and name != "DESKMATE_HOME"}
     decided = {
         "DESKMATE_HOST": wishes.host,
         "DESKMATE_PORT": str(wishes.port),
@@ -107,13 +109,14 @@ def gateway_settings(wishes: Wishes, home: Home, sockets: Sockets, given: Mappin
         decided["DESKMATE_REDIS_PASSWORD_FILE"] = str(home.secrets / "redis-password")
     if not wishes.worker_urls:
         decided["DESKMATE_PLAN_FILE"] = str(home.plan_file)
+    if not wishes.worker_urls and not wishes.model:
+        own.setdefault("DESKMATE_TEMPERATURE", DEMO_TEMPERATURE)  # its plan says so too, but is not there at once
     if wishes.seats is not None:
         decided["DESKMATE_SEATS"] = str(wishes.seats)
     if wishes.host in ANYWHERE:
         decided["DESKMATE_ALLOWED_HOSTS"] = ",".join(
             filter(None, (given.get("DESKMATE_ALLOWED_HOSTS"), own_address(), socket.gethostname()))
         )
-    own = {name: value for name, value in given.items() if name.startswith("DESKMATE_") and name != "DESKMATE_HOME"}
     return own | decided
 
 

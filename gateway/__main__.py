@@ -1,6 +1,7 @@
 """The gateway's command line: parses and calls, nothing else.
 
-Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong usage, 78 wrong settings.
+Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong usage, 69 cannot listen, 78 wrong
+settings.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, table
 
+CANNOT_LISTEN = 69
 WRONG_SETTINGS = 78
 ADMINISTRATOR = "admin"
 
@@ -67,7 +69,7 @@ def _serve(settings: Settings) -> int:
     try:
         serve(gateway, settings, gateway.drain)
     except ListenError as fault:
-        return _say(str(fault), 1)
+        return _say(str(fault), CANNOT_LISTEN)
     return 0
 
 
@@ -118,6 +120,9 @@ async def enable_user(parts: Parts, asked: argparse.Namespace) -> None:
 
 async def link_user(parts: Parts, asked: argparse.Namespace) -> None:
     person = await _administrator(parts) if asked.administrator else await _named(parts, asked.name)
+    if asked.first and person.has_signed_in:
+        print(_json({"url": None, "expires_at": None}) if asked.json else "", end="\n" if asked.json else "")
+        return
     if person.disabled:
         raise BadRequest(f"{person.name} is disabled; 'user enable {person.name}' first")
     link = await parts.links.create(person.id)
@@ -196,6 +201,7 @@ def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     who = link.add_mutually_exclusive_group(required=True)
     who.add_argument("name", nargs="?")
     who.add_argument("--administrator", action="store_true", help=f"the account '{ADMINISTRATOR}', made when new")
+    link.add_argument("--first", action="store_true", help="print none for somebody who has signed in before")
     link.add_argument("--json", action="store_true")
 
 

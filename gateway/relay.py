@@ -213,9 +213,10 @@ class RelayResponse:
         return True
 
     async def _seat(self) -> None:
-        async for waiting in self._place.changes():
-            self._position = waiting.position
-            self._moved.set()
+        async for waiting in self._place.wait():
+            if waiting.position != self._position:
+                self._position = waiting.position
+                self._moved.set()
         self._served.queue_seconds = time.monotonic() - self._began
 
     @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import anyio
 import msgspec
 
-from gateway.admission import Place, Waiting
+from gateway.admission import Place
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts, Usage
 from gateway.errors import ContextLengthExceeded, EngineLost
 from gateway.prompt import (
@@ -207,16 +207,15 @@ async def run_turn(
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
     """The way to the seat: places, and why nothing moves while no engine is ready."""
-    said: EngineState | None = None
-    async for waiting in place.changes():
-        if waiting.position and engine.state is not EngineState.READY and engine.state is not said:
-            said = engine.state
-            yield Progress("loading" if said is EngineState.LOADING else "engine_lost")
-        yield _queued(waiting)
-
-
-def _queued(waiting: Waiting) -> Queued:
-    return Queued(waiting.position, waiting.eta_seconds)
+    state, position = EngineState.READY, None
+    async for waiting in place.wait():
+        if waiting.position and engine.state is not state:
+            state = engine.state
+            if state is not EngineState.READY:
+                yield Progress("loading" if state is EngineState.LOADING else "engine_lost")
+        if waiting.position != position:
+            position = waiting.position
+            yield Queued(position, waiting.eta_seconds)
 
 
 def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> bytes:

@@ -24,8 +24,8 @@ class Waiting:
 class Place(Protocol):
     """One request's place in line, later its seat. Whoever got it releases it, in every case."""
 
-    def changes(self) -> AsyncIterator[Waiting]:
-        """Each change of place, at most one a second, the first at once; ends when the seat is given, after a last
+    def wait(self) -> AsyncIterator[Waiting]:
+        """The place now and, as long as it takes, once a second; ends when the seat is given, after a last
         `Waiting(0, 0.0)`. A seat free at once gives just that one."""
         ...
 

@@ -115,13 +115,9 @@ class _Place:
         self._seated_at = time.monotonic()
         self._seated.set()
 
-    async def changes(self) -> AsyncIterator[Waiting]:
-        last: Waiting | None = None
+    async def wait(self) -> AsyncIterator[Waiting]:
         while not self._seated.is_set():
-            now = self._queue.estimate(self)
-            if last is None or now.position != last.position:
-                last = now
-                yield now
+            yield self._queue.estimate(self)
             try:
                 async with asyncio.timeout(UPDATE_SECONDS):
                     await self._seated.wait()

@@ -1,6 +1,7 @@
 """The people of an installation in Redis; knows neither how they sign in nor what they may see.
 
     dm:user:{id}          hash    v name role department disabled created_at password (Argon2, absent without one)
+                                signed_in (absent until the first time)
     dm:username:{folded}  string  id; a name belongs to one person, whatever its case
     dm:users              zset    id by the time of its making
 
@@ -31,6 +32,7 @@ class Person:
     department: str | None = None
     disabled: bool = False
     password_hash: str | None = None
+    has_signed_in: bool = False
     keys: int = 0  # only counted in lists
 
     def shown(self) -> dict[str, Any]:
@@ -139,5 +141,6 @@ def _person(id: str, flat: list[Any], keys: int = 0) -> Person:
         department=fields["department"] or None,
         disabled=fields["disabled"] == "1",
         password_hash=fields.get("password"),
+        has_signed_in="signed_in" in fields,
         keys=keys,
     )

@@ -28,7 +28,7 @@ class Sessions:
         digest = self._secrets.digest_of_token(token)
         await self._redis.run(
             "open_session",
-            [f"dm:session:{digest}", f"dm:sessions:{user}"],
+            [f"dm:session:{digest}", f"dm:sessions:{user}", f"dm:user:{user}"],
             [digest, user, int(self._clock()), IDLE_SECONDS, ABSOLUTE_SECONDS],
         )
         return token

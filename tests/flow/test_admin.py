@@ -50,7 +50,11 @@ def test_the_table_of_routes_is_whole(desk: Desk) -> None:
 
     from gateway.api import admin
 
-    routes = [route for route in admin.router(desk.authenticator, desk.links, desk.ended.append).routes if isinstance(route, APIRoute)]
+    routes = [
+        route
+        for route in admin.router(desk.authenticator, desk.links, desk.ended.append).routes
+        if isinstance(route, APIRoute)
+    ]
     found = {(method, route.path.replace("users/{id}", "users/{user}").replace("keys/{id}", "keys/{key}"))
              for route in routes for method in route.methods}  # fmt: skip
     assert found == {(method, path) for method, path, _ in ROUTES}

@@ -41,7 +41,7 @@ class Seats:
 
     def shown(self, place) -> int:
         """The position that is shown; 0 is a seat."""
-        return at_once(anext(place.changes())).position
+        return at_once(anext(place.wait())).position
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -160,7 +160,7 @@ async def test_each_change_of_place_is_told_and_at_last_the_seat(monkeypatch):
     seats = Seats(1)
     first, second = seats.enter("a"), seats.enter("b")
     told = []
-    async with asyncio.timeout(5), aclosing(seats.enter("c").changes()) as changes:
+    async with asyncio.timeout(5), aclosing(seats.enter("c").wait()) as changes:
         async for waiting in changes:
             told.append(waiting.position)
             await (first if waiting.position == 2 else second).release(1)
@@ -169,13 +169,13 @@ async def test_each_change_of_place_is_told_and_at_last_the_seat(monkeypatch):
 
 async def test_a_free_seat_gives_one_last_word_at_once():
     place = Seats(1).enter("a")
-    assert [waiting async for waiting in place.changes()] == [Waiting(0, 0.0)]
+    assert [waiting async for waiting in place.wait()] == [Waiting(0, 0.0)]
 
 
 async def test_who_leaves_while_waiting_is_forgotten_and_gets_no_seat():
     seats = Seats(1)
     running, leaver, patient = (seats.enter(person) for person in "aab")
-    following = asyncio.create_task(anext(aiter(leaver.changes())))
+    following = asyncio.create_task(anext(aiter(leaver.wait())))
     await following
     await leaver.release()
     await running.release(1)

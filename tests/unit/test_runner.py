@@ -137,7 +137,7 @@ class Place:
         self.tokens = 0
         self.watched = asyncio.Event()
 
-    async def changes(self) -> AsyncIterator[Waiting]:
+    async def wait(self) -> AsyncIterator[Waiting]:
         self.watched.set()
         if not self.seat.is_set():
             yield Waiting(1, None)

@@ -83,11 +83,14 @@ def test_deskmate_json_marks_the_demo_and_sets_its_defaults(folder: Path) -> Non
 
 
 def test_every_source_of_added_tokens_is_read(folder: Path) -> None:
-    write(folder / "tokenizer_config.json", {
-        "added_tokens_decoder": {"5": {"content": "<tool_call>", "special": False}},
-        "bos_token": {"content": "<s>"},
-        "additional_special_tokens": ["<|im_end|>"],
-    })
+    write(
+        folder / "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {"5": {"content": "<tool_call>", "special": False}},
+            "bos_token": {"content": "<s>"},
+            "additional_special_tokens": ["<|im_end|>"],
+        },
+    )
     assert read_model(folder).added_tokens == ("<|im_start|>", "<tool_call>", "<s>", "<|im_end|>")
 
 
@@ -102,11 +105,14 @@ def test_a_base_model_has_no_chat_template(folder: Path) -> None:
 
 
 def test_a_model_that_sees_keeps_its_text_settings_inside(folder: Path) -> None:
-    write(folder / "config.json", {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "vision_config": {},
-        "text_config": {k: v for k, v in CONFIG.items() if k != "architectures"},
-    })
+    write(
+        folder / "config.json",
+        {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "vision_config": {},
+            "text_config": {k: v for k, v in CONFIG.items() if k != "architectures"},
+        },
+    )
     assert read_model(folder).vision
 
 
@@ -354,5 +360,3 @@ def test_a_model_given_from_any_directory_is_planned_under_its_full_path(folder:
         cwd=folder.parent, capture_output=True, text=True, timeout=60, env=environment,
     )  # fmt: skip
     assert json.loads(ended.stdout)["model"]["path"] == str(folder)
-
-
