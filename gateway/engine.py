@@ -21,6 +21,7 @@ from gateway.settings import Settings
 
 _T = TypeVar("_T")
 
+COUNT_SECONDS = 10.0  # a long prompt takes a tenth of a second
 HEALTH_SECONDS = 2.0  # a health check that takes longer counts as failed
 POLL_READY_SECONDS = 1.0
 POLL_LOADING_SECONDS = 0.25
@@ -269,11 +270,14 @@ class Engine:
 
     async def count(self, body: bytes, request_id: str) -> int:
         """Tokens of a prompt: `body` is vLLM's /tokenize request (model and messages). No seat is needed."""
-        async with self.open("/tokenize", body, request_id) as upstream:
-            answer = await upstream.read()
-            if upstream.status != 200:
-                raise _refused(upstream.status, answer)
-            return _parsed(_decode_count, answer).count
+        try:
+            async with asyncio.timeout(COUNT_SECONDS), self.open("/tokenize", body, request_id) as upstream:
+                answer = await upstream.read()
+                if upstream.status != 200:
+                    raise _refused(upstream.status, answer)
+                return _parsed(_decode_count, answer).count
+        except TimeoutError:
+            raise EngineLost("The engine does not answer; ask again in a moment.") from None
 
     async def get(self, path: str) -> bytes:
         """GET `path` of the first worker that answers, e.g. its /metrics."""

@@ -309,9 +309,11 @@ class Runner:
             batches = {live: live.take_unlogged() for live in dirty}
             try:
                 accepted = await self._store.append([_append(live, events) for live, events in batches.items()])
-            except Unavailable:
+            except BaseException as error:
                 self._dirty = dirty | self._dirty
                 self._work.set()
+                if not isinstance(error, Unavailable):
+                    raise
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             for (live, events), ours in zip(batches.items(), accepted, strict=True):

@@ -132,6 +132,12 @@ def _check_ranges(create: CreateResponse) -> None:
 def _check_combinations(create: CreateResponse) -> None:
     if isinstance(create.conversation, dict) and not isinstance(create.conversation.get("id"), str):
         raise BadRequest("`conversation` is an id or an object with an `id`.", param="conversation")
+    for name, value, keys in (
+        ("conversation", create.conversation, {"id"}),
+        ("stream_options", create.stream_options, {"include_obfuscation"}),  # true asks for what may be left out
+    ):
+        if isinstance(value, dict) and (unknown := sorted(set(value) - keys)):
+            raise UnknownParameter(f"Unknown parameter: `{name}.{unknown[0]}`.", param=f"{name}.{unknown[0]}")
     if create.conversation is not None and create.previous_response_id is not None:
         raise BadRequest(
             "`previous_response_id` and `conversation` exclude each other; to go on from an earlier answer, create a "

@@ -161,7 +161,7 @@ class ResponsesDoor:
             person=principal.user,
             cache_salt=self.secrets.cache_salt(principal.user),
             model=model.id if model else "",
-            system=create.instructions or self.settings.system_prompt,
+            system=self.settings.system_prompt if create.instructions is None else create.instructions,
             items=items,
             window=Window(create.window_rounds(), truncate=create.truncation == "auto"),
             sampling=_sampling(create, self.engine.defaults),
