@@ -319,11 +319,11 @@ class Runner:
                 continue
             for (live, events), ours in zip(batches.items(), accepted, strict=True):
                 live.logged(events, ours)
-            if len(batches) > 1:
-                await asyncio.sleep(GATHER_SECONDS)
-                if live.unlogged:
+                if live.unlogged:  # said while an earlier try of this write was under way
                     self._dirty[live] = None
                     self._work.set()
+            if len(batches) > 1:
+                await asyncio.sleep(GATHER_SECONDS)
 
     async def _keep_leases(self) -> None:
         while True:

@@ -584,6 +584,17 @@ async def test_an_end_that_could_not_be_stored_is_tried_again_and_not_shown_befo
     assert (await live.ended()).status == "completed"
 
 
+async def test_what_was_said_between_two_tries_of_a_write_is_written_after_it_without_more_being_said(world):
+    world.store.gates["append"].close()
+    world.store.down.add("append")
+    live = await world.begin()
+    await world.store.gates["append"].reached.wait()
+    await world.until(lambda: len(live.text) == len(TEXT))  # the write under way has less
+    world.store.down.clear()
+    world.store.gates["append"].opened.set()
+    assert text_of(await followed(live)) == "".join(TEXT)
+
+
 async def test_what_comes_while_one_write_is_under_way_is_one_entry_of_the_next(world):
     world.store.gates["append"].close()
     live = await world.begin()
