@@ -18,6 +18,7 @@ from deploy.home import Home
 PACKAGES: dict[str, Callable[[], bool]] = {
     "redis-server": lambda: shutil.which("redis-server") is not None,
     "chromium": lambda: shutil.which("chromium") is not None,
+    "openssl": lambda: shutil.which("openssl") is not None,
     "prometheus": lambda: shutil.which("promtool") is not None,
     "fonts-noto-cjk": lambda: any(Path("/usr/share/fonts").rglob("Noto*CJK*")),
     "nodejs": lambda: shutil.which("node") is not None,

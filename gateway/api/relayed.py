@@ -1,5 +1,7 @@
 """What every relay route does on its way in: who, what, how large; then it is the relay's. Knows no single field."""
 
+import asyncio
+import time
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -18,6 +20,8 @@ from gateway.relay_body import BYTES_PER_TOKEN, RelayBody, Rewrite
 from gateway.settings import Settings
 
 BYTES_PER_TOKEN_AT_LEAST = 2  # below this estimate nothing needs to be counted
+UNKNOWN_SECONDS = 60.0  # unpacking the demo model takes a third of it
+POLL_SECONDS = 0.1
 IGNORED_HEADER = "x-deskmate-ignored"
 IGNORED_CHARACTERS = 1000
 
@@ -40,7 +44,7 @@ class RelayDoor:
         principal = await self.principal(request)
         body = parse_json(await request.body())
         salt = self.secrets.cache_salt(principal.user)
-        return principal, rewrite(body, self.model(), self.settings.model_aliases, salt)
+        return principal, rewrite(body, await self.model(), self.settings.model_aliases, salt)
 
     async def relayed(self, request: Request, rewrite: Rewrite, dialect: Dialect) -> RelayResponse:
         principal, made = await self.read(request, rewrite)
@@ -58,14 +62,18 @@ class RelayDoor:
         )
         return await self.relay.begin(order)
 
-    def model(self) -> ModelFacts:
-        if (model := self.engine.model) is None:
-            raise EngineLost("The engine is starting and has not said yet what it serves; ask again in a moment.")
+    async def model(self) -> ModelFacts:
+        """What is served. In a first start that is known only after a while; a request of that time waits for it."""
+        until = time.monotonic() + UNKNOWN_SECONDS
+        while (model := self.engine.model) is None:
+            if time.monotonic() > until:
+                raise EngineLost("The engine has not said yet what it serves; ask again in a moment.")
+            await asyncio.sleep(POLL_SECONDS)
         return model
 
     async def _fit(self, made: RelayBody, request: Request) -> None:
         """A caller who sets no limit gets the room there is: near the context's end that needs an exact count."""
-        room = self.model().context_tokens
+        room = (await self.model()).context_tokens
         rough = made.prompt_tokens * BYTES_PER_TOKEN // BYTES_PER_TOKEN_AT_LEAST
         if rough + made.max_tokens <= room or self.engine.state is not EngineState.READY:
             return

@@ -310,6 +310,17 @@ async def test_a_question_asked_while_the_model_loads_waits_and_is_answered(one_
         assert kinds[-1] == "response.completed" and text_of(seen) == answer(said("Are you there?"))
 
 
+async def test_a_relayed_question_asked_before_anything_is_known_of_the_model_is_answered_too(one_redis):
+    with FakeWorker(loading=True) as worker, GatewayProcess(one_redis, worker.url) as gateway:
+        async with await gateway.client("early") as client:
+            hello: Any = [{"role": "user", "content": "Are you there?"}]
+            asking = asyncio.create_task(client.chat.completions.create(model="fake", messages=hello))
+            assert await asyncio.to_thread(gateway.readyz) == 503 and not asking.done()
+            worker.script(loading=False)
+            completion = await asking
+    assert completion.choices[0].message.content == answer(hello)
+
+
 async def test_in_flight_never_exceeds_the_seats_and_nobody_waits_behind_all_of_anothers(ready, scripted):
     scripted.script(pace_ms=3, answer=" word" * 20)
     async with await ready.client("heavy") as heavy, await ready.client("light") as light:
