@@ -1,0 +1,261 @@
+"""Rules, alerts and dashboards against promtool and a real Prometheus, which scrapes a gateway that has work to do."""
+
+import asyncio
+import importlib.util
+import json
+import math
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import openai
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+
+from tests.fake_worker import FakeWorker, default_plan
+from tests.gateway_process import GatewayProcess
+from tests.servers import RedisServer, find_binary, must_exist
+from worker.endpoint import WorkerMetrics
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "monitoring"
+DASHBOARDS = sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))
+RULES = sorted((MONITORING / "rules").glob("*.yml"))
+RULE_TESTS = sorted((MONITORING / "rules" / "tests").glob("*.yml"))
+
+
+def loaded(dashboard: Path) -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(dashboard.read_text())
+    return model
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for dashboard in DASHBOARDS for panel in loaded(dashboard)["panels"]]
+
+
+def queries() -> list[str]:
+    return sorted({target["expr"] for panel in panels() for target in panel["targets"]})
+
+
+def alerts() -> list[str]:
+    return re.findall(r"- alert: (\w+)", (MONITORING / "rules" / "alerts.yml").read_text())
+
+
+# the files themselves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", MONITORING / "prometheus.yml"),
+        ("check", "rules", *RULES),
+        ("test", "rules", *RULE_TESTS),
+    ],
+    ids=["config", "rules", "tests of the rules"],
+)
+def test_promtool_is_content_with(arguments):
+    tool = shutil.which("promtool")
+    if tool is None:
+        (pytest.fail if must_exist() else pytest.skip)("promtool is not here: apt install prometheus")
+    done = subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+def test_prometheus_is_given_every_file_of_rules():
+    given = re.search(r"^rule_files:\s*\n\s+- (\S+)$", (MONITORING / "prometheus.yml").read_text(), re.MULTILINE)
+    assert given is not None
+    assert sorted(MONITORING.glob(given[1])) == RULES
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_an_alert_is_explained_and_seen_to_fire(alert):
+    rules = (MONITORING / "rules" / "alerts.yml").read_text()
+    rule = re.search(rf"- alert: {alert}\n(.*?)(?=\n\n|\Z)", rules, re.DOTALL)
+    assert rule is not None
+    for needed in ("severity: ", "summary: ", "description: ", f"runbook: docs/alerts.md#{alert.lower()}"):
+        assert needed in rule[1]
+    assert f"\n## {alert}\n" in (ROOT / "docs" / "alerts.md").read_text()
+    assert f'{{alertname="{alert}"}}' in (MONITORING / "rules" / "tests" / "alerts.yml").read_text()
+
+
+def test_the_docs_explain_no_alert_that_does_not_exist():
+    assert re.findall(r"^## (\w+)$", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE) == alerts()
+
+
+def test_the_dashboards_are_what_their_script_makes():
+    spec = importlib.util.spec_from_file_location("dashboards", MONITORING / "grafana" / "build.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    made = {f"{dashboard.file}.json": script.render(dashboard) for dashboard in script.DASHBOARDS}
+    assert {path.name: path.read_text() for path in DASHBOARDS} == made, "run python monitoring/grafana/build.py"
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_can_be_read_by_somebody_new(dashboard):
+    model = loaded(dashboard)
+    for titled in (model, *model["panels"]):
+        assert re.search(r"[A-Za-z].* · .*[\u4e00-\u9fff]", titled["title"]), titled["title"]
+        assert titled["description"].endswith(".")
+    for panel in model["panels"]:
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][0]["value"] is None
+        assert all(target["datasource"]["uid"] == "deskmate" for target in panel["targets"])
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_lie_side_by_side_and_not_over_each_other(dashboard):
+    taken: set[tuple[int, int]] = set()
+    for panel in loaded(dashboard)["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+# their queries on a real Prometheus ----------------------------------------------------------------------------------
+
+
+class Metered(FakeWorker):
+    """The scripted worker with the rest of what a real one gives: our plug-in's metrics, the process, times."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        own = CollectorRegistry()
+        own.register(WorkerMetrics(default_plan("fake", 8192, 4)))
+        ProcessCollector(registry=own)
+        self.preemptions = Counter("vllm:num_preemptions", "…", registry=own)
+        names = ("inter_token_latency", "request_queue_time", "request_prefill_time", "request_decode_time")
+        self.times = [Histogram(f"vllm:{name}_seconds", "…", registry=own) for name in names]
+        scripted = self.engine.metrics
+        self.engine.metrics = lambda: scripted() + self.further(own)  # type: ignore[method-assign]
+
+    def further(self, registry: CollectorRegistry) -> bytes:
+        for histogram in self.times:
+            histogram.observe(0.02)
+        return generate_latest(registry)
+
+
+class Prometheus:
+    """Debian's Prometheus in a process of its own, with our configuration turned to a test's gateway and pace."""
+
+    def __init__(self, binary: str, folder: Path, gateway_port: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        shutil.copytree(MONITORING, folder, dirs_exist_ok=True)
+        config = folder / "prometheus.yml"
+        changed = re.sub(r"\b1[05]s\b", "1s", config.read_text()).replace("127.0.0.1:8000", f"127.0.0.1:{gateway_port}")
+        config.write_text(changed)
+        self.log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            [
+                binary,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
+            ],
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self.log.close()
+
+    def get(self, path: str, **parameters: str) -> dict[str, Any]:
+        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=10) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer["data"]
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, "Prometheus has ended"
+        try:
+            with urlopen(f"{self.url}/-/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def shows_nothing(self, query: str) -> bool:
+        """Whether a panel with this query would be blank; raises when the query is an error."""
+        result = self.get("query", query=query)["result"]
+        return all(math.isnan(float(series["value"][1])) for series in result)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    binary = find_binary("valkey") or find_binary("redis")
+    assert binary is not None, "neither the embedded Valkey nor redis-server is here"
+    server = RedisServer(binary)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(redis: RedisServer) -> Iterator[GatewayProcess]:
+    with Metered(seats=4) as worker, GatewayProcess(redis, worker.url) as gateway:
+        until(lambda: gateway.readyz() == 200)
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def prometheus(gateway: GatewayProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    binary = shutil.which("prometheus")
+    if binary is None:
+        (pytest.fail if must_exist() else pytest.skip)("Prometheus is not here: apt install prometheus")
+    server = Prometheus(binary, tmp_path_factory.mktemp("prometheus"), gateway.port)
+    try:
+        until(server.is_ready)
+        yield server
+    finally:
+        server.close()
+
+
+def until(true: Callable[[], bool], within_seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + within_seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {within_seconds} s"
+        time.sleep(0.05)
+
+
+async def some_work(client: openai.AsyncOpenAI) -> None:
+    """A streamed chat, a turn, and a request that is refused."""
+    asked = [{"role": "user", "content": "a question about the desk"}]
+    stream = await client.chat.completions.create(model="fake", messages=asked, stream=True, max_tokens=32)  # type: ignore[call-overload]
+    async for _ in stream:
+        pass
+    await client.responses.create(model="fake", input="another question", max_output_tokens=32)
+    with pytest.raises(openai.BadRequestError):
+        await client.responses.create(model="fake", input="a third", extra_body={"unheard_of": 1})
+
+
+async def test_every_panel_shows_something_of_a_gateway_at_work(gateway, prometheus):
+    blank = queries()
+    deadline = time.monotonic() + 25
+    async with await gateway.client("reader") as client:
+        while blank and time.monotonic() < deadline:
+            await some_work(client)
+            await asyncio.sleep(0.5)
+            blank = [query for query in blank if await asyncio.to_thread(prometheus.shows_nothing, query)]
+    assert blank == []
+
+
+def test_all_rules_work_on_real_metrics_and_a_healthy_gateway_raises_no_alert(prometheus):
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+
+    until(lambda: all(rule["health"] != "unknown" for rule in rules()))
+    assert {rule["name"]: rule["lastError"] for rule in rules() if rule["health"] != "ok"} == {}
+    assert len([rule for rule in rules() if rule["type"] == "alerting"]) == len(alerts())
+    assert [alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"]] == []
