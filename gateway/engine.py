@@ -5,6 +5,7 @@ with the fewest requests in flight. Several workers behind one `Engine` are one 
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ from gateway.settings import Settings
 _T = TypeVar("_T")
 
 COUNT_SECONDS = 10.0  # a long prompt takes a tenth of a second
+CANNOT_NOW = "The engine cannot take the request just now; ask again in a moment."
+MESSAGE_CHARACTERS = 500  # of an error of the engine
+_NEVER_SHOWN = re.compile(r"0x[0-9a-fA-F]{4,}|Traceback|(?:^|[\s'\"(])/[\w.-]+/")  # addresses, stacks, paths
 HEALTH_SECONDS = 2.0  # a health check that takes longer counts as failed
 POLL_READY_SECONDS = 1.0
 POLL_LOADING_SECONDS = 0.25
@@ -115,6 +119,15 @@ class ChatChoice(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...] | None = None
 
 
+class Reason(msgspec.Struct, frozen=True):
+    message: str = ""
+    param: str | None = None
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    error: Reason = Reason()
+
+
 class _EngineMessage(msgspec.Struct, frozen=True):
     message: str = "the engine gave no reason"
 
@@ -134,6 +147,7 @@ class _Count(msgspec.Struct):
 
 _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
+_decode_refused = msgspec.json.Decoder(_Refused).decode
 
 
 class Upstream:
@@ -402,19 +416,18 @@ async def _get(worker: _Worker, path: str) -> bytes:
         return await response.read()
 
 
-def _message(error: bytes) -> str:
+def reason_of(body: bytes) -> Reason:
+    """Why a worker refused, as it may be told: an empty message when it gave none, or one that leaks its insides."""
     try:
-        return msgspec.json.decode(error, type=_EngineMessage).message
+        reason = _decode_refused(body).error
     except ValueError:
-        return "the engine gave no reason"
+        return Reason()
+    return Reason("" if _NEVER_SHOWN.search(reason.message) else reason.message[:MESSAGE_CHARACTERS], reason.param)
 
 
 def _refused(status: int, body: bytes) -> EngineError | EngineLost:
     """An HTTP error of the worker. While it drains it answers 500 to what is new: that is being away, not a bug."""
     if status in (500, 502, 503):
-        return EngineLost("The engine cannot take the request just now; ask again in a moment.")
-    try:
-        reason = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get("error", msgspec.Raw(b"{}"))
-    except ValueError:
-        reason = msgspec.Raw(b"{}")
-    return EngineError(f"The engine refused the request ({status}): {_message(bytes(reason))}")
+        return EngineLost(CANNOT_NOW)
+    reason = reason_of(body).message or "the engine gave no reason"
+    return EngineError(f"The engine refused the request ({status}): {reason}")

@@ -1,7 +1,6 @@
 """Every metric of the gateway is declared here; the only importer of prometheus_client. Knows no route and no storage.
 
 Nothing is counted per token: a request is counted once, at its end. Labels are bounded sets, never people or ids.
-With PROMETHEUS_MULTIPROC_DIR set, the processes of one host share their counts.
 """
 
 from prometheus_client import (
@@ -14,7 +13,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.turn import Finished
 
@@ -26,9 +24,8 @@ _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 
 class Metrics:
     """All metrics of one gateway process, on a registry of its own."""
 
-    def __init__(self, version: str, *, shared: bool = False) -> None:
+    def __init__(self, version: str) -> None:
         self._registry = CollectorRegistry()
-        self._shared = shared
         own = self._registry
         self.requests = Counter(
             "deskmate_requests",
@@ -68,29 +65,19 @@ class Metrics:
             buckets=_TOKEN_BUCKETS,
             registry=own,
         )
-        self.running = Gauge(
-            "deskmate_requests_running", "Requests that hold a seat.", registry=own, multiprocess_mode="livesum"
-        )
-        self.waiting = Gauge(
-            "deskmate_requests_waiting", "Requests in line.", registry=own, multiprocess_mode="livesum"
-        )
-        self.seats = Gauge(
-            "deskmate_seats", "Seats of the engines that are ready.", registry=own, multiprocess_mode="livemax"
-        )
-        self.up = Gauge(
-            "deskmate_up", "Whether a part is there: 1 or 0.", ("part",), registry=own, multiprocess_mode="livemin"
-        )
+        self.running = Gauge("deskmate_requests_running", "Requests that hold a seat.", registry=own)
+        self.waiting = Gauge("deskmate_requests_waiting", "Requests in line.", registry=own)
+        self.seats = Gauge("deskmate_seats", "Seats of the engines that are ready.", registry=own)
+        self.up = Gauge("deskmate_up", "Whether a part is there: 1 or 0.", ("part",), registry=own)
         self.build = Gauge(
             "deskmate_build_info",
             "Always 1; the version is its label.",
             ("version",),
             registry=own,
-            multiprocess_mode="livemax",
         )
         self.build.labels(version).set(1)
-        if not shared:
-            ProcessCollector(registry=own)
-            PlatformCollector(registry=own)
+        ProcessCollector(registry=own)
+        PlatformCollector(registry=own)
 
     def turn_finished(self, outcome: Finished) -> None:
         """Count a turn of /v1/responses."""
@@ -131,11 +118,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition of all metrics, as Prometheus reads it."""
-        registry = self._registry
-        if self._shared:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return generate_latest(self._registry)
 
     def table(self) -> str:
         """The metrics as a Markdown table: name, kind, labels, meaning. The docs hold it; a test compares."""

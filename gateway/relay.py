@@ -6,7 +6,6 @@ untouched but for the usage event that the caller did not ask for; an incomplete
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,19 +18,17 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.admission import Admission, Place, Ticket
 from gateway.auth.principal import Principal
-from gateway.engine import Engine, Upstream
+from gateway.engine import CANNOT_NOW, Engine, Upstream, reason_of
 from gateway.errors import BadRequest, ContextLengthExceeded, EngineError, EngineLost, Refusal
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
 
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
 RELEASE_SECONDS = 5.0
-MESSAGE_CHARACTERS = 500  # of an error of the engine
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 )
-_NEVER_SHOWN = re.compile(r"0x[0-9a-fA-F]{4,}|Traceback|(?:^|[\s'\"(])/[\w.-]+/")  # addresses, stacks, paths
 
 
 class _PromptDetails(msgspec.Struct):
@@ -53,17 +50,7 @@ class _Counted(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Reason(msgspec.Struct):
-    message: str = ""
-    param: str | None = None
-
-
-class _Refused(msgspec.Struct):
-    error: _Reason = msgspec.field(default_factory=_Reason)
-
-
 _decode_counted = msgspec.json.Decoder(_Counted).decode
-_decode_refused = msgspec.json.Decoder(_Refused).decode
 
 
 def openai_error(refusal: Refusal) -> bytes:
@@ -360,14 +347,9 @@ class _Events:
 def refused(status: int, body: bytes) -> Refusal:
     """An HTTP error of the engine as one of ours. While it drains it answers 500: that is being away, not a bug."""
     if status in (429, 500, 502, 503):
-        return EngineLost("The engine cannot take the request just now; ask again in a moment.")
-    try:
-        reason = _decode_refused(body).error
-    except msgspec.MsgspecError:
-        reason = _Reason()
-    message = reason.message[:MESSAGE_CHARACTERS]
-    if not message or _NEVER_SHOWN.search(message):
-        message = "The engine refused the request."
+        return EngineLost(CANNOT_NOW)
+    reason = reason_of(body)
+    message = reason.message or "The engine refused the request."
     if status not in (400, 422):
         return EngineError(f"{message} ({status})")
     if "maximum context length" in message or "max_model_len" in message:

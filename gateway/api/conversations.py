@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from gateway.api.response_input import check_metadata, parse_input
 from gateway.api.response_output import render_item
-from gateway.api.responses import if_match, json_response, page, paging
+from gateway.api.shapes import if_match, json_response, page, paging
 from gateway.auth import Scope
 from gateway.auth.authenticator import Authenticator
 from gateway.body import parse_json

@@ -2,13 +2,13 @@
 
 from typing import Any, NoReturn
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import relay_body
 from gateway.api.relayed import RelayDoor
+from gateway.api.shapes import json_response
 from gateway.engine import ModelFacts
 from gateway.errors import NotFound
 from gateway.relay import CHAT, COMPLETION, RelayResponse
@@ -28,7 +28,7 @@ def router(door: RelayDoor) -> APIRouter:
     async def models(request: Request) -> Response:
         await door.principal(request)
         model = door.engine.model
-        return _json({"object": "list", "data": [_card(model, door.engine.since)] if model else []})
+        return json_response({"object": "list", "data": [_card(model, door.engine.since)] if model else []})
 
     async def model(request: Request) -> Response:
         await door.principal(request)
@@ -36,7 +36,7 @@ def router(door: RelayDoor) -> APIRouter:
         known = door.engine.model
         if known is None or (asked != known.id and asked not in door.settings.model_aliases):
             raise NotFound(f"There is no model '{asked[:80]}' here.", code="model_not_found", param="model")
-        return _json(_card(known, door.engine.since))
+        return json_response(_card(known, door.engine.since))
 
     async def chat(request: Request) -> RelayResponse:
         return await door.relayed(request, relay_body.chat, CHAT)
@@ -76,7 +76,3 @@ def _card(model: ModelFacts, since: float) -> dict[str, Any]:
             "repetition_penalty": defaults.repetition_penalty,
         },
     }
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,7 +29,7 @@ class OpsDoor:
     settings: Settings
     measure: Callable[[], None]  # sets the gauges
     draining: bool = False
-    began: float = 0.0
+    began: float = field(default_factory=time.time)
 
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -91,7 +91,6 @@ class OpsDoor:
 
 
 def router(door: OpsDoor) -> APIRouter:
-    door.began = time.time()
     routes = APIRouter()
     routes.add_route("/healthz", door.healthz, methods=["GET"])
     routes.add_route("/readyz", door.readyz, methods=["GET"])

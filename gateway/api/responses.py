@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +19,7 @@ from gateway.api.response_input import (
     question_of,
 )
 from gateway.api.response_output import Echo, StreamRenderer, decode_echo, encode_echo, render_item, stored_object
+from gateway.api.shapes import if_match, integer, json_response, page, paging
 from gateway.auth import Principal, Scope
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.secret import Secrets
@@ -293,44 +293,3 @@ def _repeat_key(request: Request, raw: bytes) -> tuple[str, int, bool]:
         return f"key:{hashlib.sha256(key.encode()).hexdigest()}", KEY_SECONDS, True
     retries = integer(request.headers.get("x-stainless-retry-count"), "x-stainless-retry-count", 0)
     return f"body:{hashlib.sha256(raw).hexdigest()}", RETRY_SECONDS, retries > 0
-
-
-def if_match(request: Request) -> int | None:
-    value = request.headers.get("if-match")
-    return None if value is None else integer(value.strip('"'), "If-Match", 0)
-
-
-def integer(value: str | None, name: str, default: int) -> int:
-    if value is None:
-        return default
-    try:
-        return int(value)
-    except ValueError:
-        raise BadRequest(f"`{name}` is a whole number.", param=name) from None
-
-
-def paging(request: Request) -> tuple[int, str, str | None]:
-    """`limit`, `order` and `after` of a list."""
-    query = request.query_params
-    limit, order = integer(query.get("limit"), "limit", 20), query.get("order", "desc")
-    if not 1 <= limit <= 100:
-        raise BadRequest(f"`limit` is {limit}; it must be from 1 to 100.", param="limit")
-    if order not in ("asc", "desc"):
-        raise BadRequest("`order` is asc or desc.", param="order")
-    return limit, order, query.get("after")
-
-
-def page(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """OpenAI's list envelope."""
-    ids = [item["id"] for item in items]
-    return {
-        "object": "list",
-        "data": items,
-        "has_more": has_more,
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
-    }
-
-
-def json_response(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine import ChatChunk, Defaults, Engine, EngineState
+from gateway.engine import ChatChunk, Defaults, Engine, EngineState, reason_of
 from gateway.errors import EngineError, EngineLost, Refusal
 from gateway.settings import Settings
 from tests.fake_worker import SPECIAL, FakeWorker, answer, chat_ids, default_plan
@@ -319,3 +319,9 @@ async def test_a_worker_behind_a_unix_socket_is_a_worker(tmp_path):
 async def test_without_a_worker_nothing_is_ready():
     async with engine_of(ready=False) as engine:
         assert (engine.state, engine.seats, engine.since, engine.model) == (EngineState.LOADING, 0, 0.0, None)
+
+
+@pytest.mark.parametrize("leak", ["object at 0x7f3a2b1c", "in /usr/lib/python3/x.py line 3", "Traceback (most recent"])
+def test_a_reason_that_leaks_the_workers_insides_is_no_reason(leak):
+    told = reason_of(b'{"error":{"message":"bad %b","param":"stop"}}' % leak.encode())
+    assert (told.message, told.param) == ("", "stop")
