@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from deploy import control, http
+from deploy import backup, bundle, compose, control, http, service
 from deploy.checks import bring_packages, run_checks
 from deploy.doctor import doctor
 from deploy.errors import EXIT_CODES, BadConfiguration, Refusal, UsageError
@@ -64,6 +64,16 @@ def run(arguments: list[str], home: Home) -> int:
             control.show_logs(home, options.part, options.lines, options.follow)
         case "doctor":
             return doctor(home)
+        case "bundle":
+            bundle.make(ROOT, home, options.accelerator, options.model, options.output, say)
+        case "compose-init":
+            compose.prepare(ROOT, home, compose.Wishes.of(options), say)
+        case "backup":
+            backup.backup(ROOT, home, options.file, say)
+        case "restore":
+            backup.restore(ROOT, home, options.file, say)
+        case "service":
+            print(service.units(ROOT, home, options.user), end="")
         case "lock":
             environment(home).ensure(runtime_lock())
             refresh(home.env / "bin" / "uv", uv_settings(home.python, os.environ))
@@ -90,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("user", help="create, list, disable people; a fresh sign-in link")
     commands.add_parser("key", help="create, list, revoke API keys")
     commands.add_parser("doctor", help="what is missing and what to do")
+    add_bundle(commands.add_parser("bundle", help="one file that installs Deskmate where there is no network"))
+    compose.add_options(
+        commands.add_parser("compose-init", help="prepare docker-compose.yml: secrets, settings, wheels")
+    )
+    save = commands.add_parser("backup", help="write everything people have, and the secrets, into one file")
+    save.add_argument("file", type=Path, metavar="FILE")
+    load = commands.add_parser("restore", help="fill an empty data folder from a backup")
+    load.add_argument("file", type=Path, metavar="FILE")
+    unit = commands.add_parser("service", help="systemd units for this installation")
+    unit.add_argument("action", choices=("print",))
+    unit.add_argument("--user", metavar="NAME", help="account that runs it (default: the owner of the data folder)")
     commands.add_parser("test", help="run every check; with arguments only pytest, with them")
     commands.add_parser("bench", help="measure: bench relay, bench turn")
     commands.add_parser("lock", help="for developers: refresh deploy/locks/")
@@ -100,6 +121,7 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
     add = up_parser.add_argument
     add("--detach", action="store_true", help="return when it is ready and leave it running")
     add("--model", type=Path, metavar="DIR", help="serve this model directory instead of the demo model")
+    add("--bundle", type=Path, metavar="FILE", help="install from this bundle; no network is asked")
     add("--seats", type=positive, metavar="N", help="requests that run at the same time (default: planned)")
     add("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=positive, metavar="N", help="port to listen on (default: 8000)")
@@ -110,6 +132,15 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
         "--worker-url", action="append", metavar="URL", help="use this vLLM instead of starting one; repeat for several"
     )
     add("--supervise", action="store_true", help=argparse.SUPPRESS)  # the process that `--detach` leaves behind
+
+
+def add_bundle(bundle_parser: argparse.ArgumentParser) -> None:
+    add = bundle_parser.add_argument
+    kind = bundle_parser.add_mutually_exclusive_group()
+    for name in ("cpu", "gpu"):
+        kind.add_argument(f"--{name}", dest="accelerator", action="store_const", const={"gpu": "cuda"}.get(name, name))
+    add("--model", type=Path, metavar="DIR", help="put this model directory in (default: the demo model)")
+    add("-o", "--output", type=Path, metavar="FILE", required=True, help="the file to write")
 
 
 def positive(text: str) -> int:
@@ -128,7 +159,7 @@ def up(options: argparse.Namespace, arguments: list[str], home: Home) -> int:
         return 0
     if control.running(home) is None:
         refuse_taken_port(wishes)
-    prepare(home)
+    prepare(home, options.bundle)
     return detached(arguments, home, wishes) if options.detach else foreground(home, wishes)
 
 
@@ -174,10 +205,12 @@ def file_of(option: Path | None, variable: str | None) -> Path | None:
     return chosen.absolute() if chosen else None
 
 
-def prepare(home: Home) -> None:
+def prepare(home: Home, bundle_file: Path | None = None) -> None:
     """Makes the environment if need be. TERM interrupts it like Ctrl-C, so that no installer outlives it."""
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
+        if bundle_file:
+            bundle.unpack(bundle_file, home, say)
         environment(home).ensure(runtime_lock())
     finally:
         signal.signal(signal.SIGTERM, before)
