@@ -22,7 +22,7 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.links import Links
 from gateway.auth.login import Login
 from gateway.auth.passwords import Passwords
-from gateway.auth.secret import Secrets
+from gateway.auth.secret import Secrets, read_secret
 from gateway.auth.throttle import Throttle
 from gateway.conversations.store import RedisConversations
 from gateway.engine import Engine
@@ -57,7 +57,9 @@ class Gateway:
         self.engine.on_change(self.queue.dispatch)
         self.runner = Runner(self.store, self.queue, self.engine, self.metrics, holder=f"gw_{secrets.token_hex(6)}")
         self.auth = Authenticator(self.redis, keys, settings)
-        self._ops = ops.OpsDoor(self.auth, self.redis, self.engine, self.metrics, settings, self._measure)
+        file = settings.metrics_token_file
+        token = read_secret("DESKMATE_METRICS_TOKEN_FILE", file) if file else None
+        self._ops = ops.OpsDoor(self.auth, self.redis, self.engine, self.metrics, settings, self._measure, token)
         self._stop_at = float("inf")
         self._asgi = Limits(self._application(keys), settings, render=self._render)
 

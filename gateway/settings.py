@@ -76,6 +76,9 @@ class Settings:
     retention_days: int = _setting(
         "Days without use after which a conversation or response is deleted; 0 keeps it.", 30
     )
+    metrics_token_file: Path | None = _setting(
+        "File with a secret, at least 32 bytes, that may read the metrics from another machine as `Bearer` token.", None
+    )
     delegate_header: str | None = _setting("Header in which a key with scope `delegate` names its person.", None)
 
     @classmethod

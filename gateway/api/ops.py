@@ -1,5 +1,6 @@
 """The door of operations: is it alive, is it ready, what does it measure. Translates, decides nothing."""
 
+import hmac
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.auth import Scope
-from gateway.auth.authenticator import Authenticator
+from gateway.auth.authenticator import Authenticator, bearer_of
 from gateway.engine import Engine, EngineState
 from gateway.errors import StorageFull, Unavailable
 from gateway.metrics import CONTENT_TYPE, Metrics
@@ -28,6 +29,7 @@ class OpsDoor:
     metrics: Metrics
     settings: Settings
     measure: Callable[[], None]  # sets the gauges
+    token: bytes | None = None  # of a scraper that has no key of its own
     draining: bool = False
     began: float = field(default_factory=time.time)
 
@@ -58,11 +60,13 @@ class OpsDoor:
         return Response(await self.engine.get("/metrics"), media_type=CONTENT_TYPE)
 
     async def _may_measure(self, request: Request) -> None:
-        """A peer on this machine that no proxy speaks for, or a key with the scope."""
-        peer = request.client.host if request.client else ""
-        forwarded = request.scope.get("state", {}).get("forwarded", False)
-        if not (_is_loopback(peer) and not forwarded):
+        """A peer on this machine that no proxy speaks for, whoever shows the token, or a key with the scope."""
+        if not (_is_local(request) or self._shows_token(request)):
             await self.auth.requires(Scope.METRICS)(request)
+
+    def _shows_token(self, request: Request) -> bool:
+        shown = bearer_of(request)
+        return self.token is not None and shown is not None and hmac.compare_digest(shown.encode(), self.token)
 
     async def _redis_state(self) -> str:
         try:
@@ -99,8 +103,10 @@ def router(door: OpsDoor) -> APIRouter:
     return routes
 
 
-def _is_loopback(host: str) -> bool:
+def _is_local(request: Request) -> bool:
+    if request.client is None or request.scope.get("state", {}).get("forwarded", False):
+        return False
     try:
-        return ip_address(host).is_loopback
+        return ip_address(request.client.host).is_loopback
     except ValueError:
         return False

@@ -50,7 +50,7 @@ class Authenticator:
 
     async def principal(self, request: Request) -> Principal:
         """Raises Unauthenticated, or Forbidden for a cookie on a request another page sent."""
-        if (key := _key_of(request)) is not None:
+        if (key := bearer_of(request)) is not None:
             return await self._by_key(key, request)
         if token := self.cookies.token(request):
             self.same_origin.require(request)
@@ -127,8 +127,8 @@ class Authenticator:
         return replace(_principal(person, frozenset({Scope.CHAT}), key.id), department=owner.department)
 
 
-def _key_of(request: Request) -> str | None:
-    """The key a request shows. Anthropic's clients send theirs in `x-api-key`."""
+def bearer_of(request: Request) -> str | None:
+    """The key or token a request shows. Anthropic's clients send theirs in `x-api-key`."""
     shown = _values(request, b"authorization")
     if not shown and request.scope["path"].startswith("/v1/messages"):
         shown = [b"Bearer " + value for value in _values(request, b"x-api-key")]

@@ -1,4 +1,4 @@
-"""The installation's one secret and what derives from it, a separate key per purpose; knows no user and no store."""
+"""The installation's secret and what derives from it, a separate key per purpose; knows no user and no store."""
 
 import hmac
 from base64 import urlsafe_b64encode
@@ -16,8 +16,7 @@ class Secrets:
     """Keys by HKDF-SHA256 (RFC 5869), one label each, so that no value made for one purpose is of use for another."""
 
     def __init__(self, installation_secret: bytes) -> None:
-        if len(installation_secret) < MINIMUM_BYTES:
-            raise SecretError(f"the secret has {len(installation_secret)} bytes, at least {MINIMUM_BYTES} are needed")
+        require_length(installation_secret)
         self._root = hmac.digest(b"deskmate", installation_secret, sha256)  # HKDF-Extract
         self._api_keys = self.derive("api key pepper v1")
         self._tokens = self.derive("session and link tokens v1")
@@ -25,11 +24,7 @@ class Secrets:
 
     @classmethod
     def from_file(cls, path: Path) -> "Secrets":
-        try:
-            return cls(path.read_bytes().strip())
-        except (OSError, SecretError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else fault
-            raise SecretError(f"DESKMATE_SECRET_FILE: {path}: {reason}") from None
+        return cls(read_secret("DESKMATE_SECRET_FILE", path))
 
     def derive(self, label: str) -> bytes:
         """32 bytes for one purpose: HKDF-Expand's first block."""
@@ -46,3 +41,19 @@ class Secrets:
     def cache_salt(self, user: str) -> str:
         """43 characters that keep a person's prefix cache apart from everybody else's."""
         return urlsafe_b64encode(hmac.digest(self._cache, user.encode(), sha256)).rstrip(b"=").decode()
+
+
+def read_secret(variable: str, path: Path) -> bytes:
+    """What the file holds, without white space around it. Raises SecretError, which names the variable and the path."""
+    try:
+        secret = path.read_bytes().strip()
+        require_length(secret)
+    except (OSError, SecretError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else fault
+        raise SecretError(f"{variable}: {path}: {reason}") from None
+    return secret
+
+
+def require_length(secret: bytes) -> None:
+    if len(secret) < MINIMUM_BYTES:
+        raise SecretError(f"the secret has {len(secret)} bytes, at least {MINIMUM_BYTES} are needed")

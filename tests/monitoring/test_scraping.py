@@ -1,0 +1,119 @@
+"""Who may read the metrics: a scraper beside the gateway, one that shows the token or a key with the scope."""
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.auth.principal import Scope
+from gateway.auth.secret import SecretError, read_secret
+from tests.fake_worker import FakeWorker
+from tests.gateway_process import ROOT, SECRET, GatewayProcess
+from tests.servers import RedisServer, find_binary
+
+TOKEN = "a-token-of-forty-three-characters-like-base64"
+PATHS = ("/metrics", "/metrics/worker")
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    binary = find_binary("redis") or find_binary("valkey")
+    assert binary is not None, "neither redis-server nor the embedded Valkey is here"
+    server = RedisServer(binary)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    file = tmp_path_factory.mktemp("token") / "token"
+    file.write_text(TOKEN + "\n")
+    environment = {"DESKMATE_METRICS_TOKEN_FILE": str(file)}
+    with FakeWorker() as worker, GatewayProcess(redis, worker.url, environment) as gateway:
+        yield gateway
+
+
+def status(gateway: GatewayProcess, path: str, authorization: str | None = None, **headers: str) -> int:
+    """Asked as if through a proxy, unless told otherwise: then loopback counts for nothing."""
+    headers = headers or {"x-real-ip": "192.0.2.1"}
+    if authorization is not None:
+        headers["authorization"] = authorization
+    request = urllib.request.Request(f"{gateway.url}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_token_reads_the_metrics_from_another_machine(gateway, path):
+    await gateway.until_ready()
+    assert status(gateway, path, f"Bearer {TOKEN}") == 200
+    assert status(gateway, path, f"bearer  {TOKEN}") == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "shown", [None, "Bearer", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer \u00e9" * 9]
+)
+async def test_nothing_but_the_token_does(gateway, path, shown):
+    assert status(gateway, path, shown) == 401
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_key_does_so_only_with_the_scope(gateway, path):
+    await gateway.until_ready()
+    assert status(gateway, path, f"Bearer {await gateway.key('prometheus', frozenset({Scope.METRICS}))}") == 200
+    assert status(gateway, path, f"Bearer {await gateway.key('ann')}") == 403
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_scraper_on_the_same_machine_shows_nothing_and_may_show_anything(gateway, path):
+    await gateway.until_ready()
+    assert status(gateway, path, accept="text/plain") == 200
+    assert status(gateway, path, "Bearer something-else", accept="text/plain") == 200
+
+
+async def test_the_token_opens_nothing_else(gateway):
+    for path in ("/v1/models", "/v1/conversations/none", "/admin/users"):
+        assert status(gateway, path, f"Bearer {TOKEN}") == 401
+
+
+def test_a_token_that_is_none_stops_the_start_and_is_named(tmp_path):
+    (tmp_path / "secret").write_bytes(SECRET)
+    (tmp_path / "token").write_text("too-short-for-a-token\n")
+    environment = {
+        "DESKMATE_REDIS_URL": "unix:///nowhere/s",
+        "DESKMATE_SECRET_FILE": str(tmp_path / "secret"),
+        "DESKMATE_METRICS_TOKEN_FILE": str(tmp_path / "token"),
+    }
+    command = [sys.executable, "-m", "gateway", "serve"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20)
+    reason = "the secret has 21 bytes, at least 32 are needed"
+    assert done.returncode == 78
+    assert done.stderr == f"gateway: DESKMATE_METRICS_TOKEN_FILE: {tmp_path / 'token'}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"", "the secret has 0 bytes, at least 32 are needed"),
+        (b" \n" * 40, "the secret has 0 bytes, at least 32 are needed"),
+        (b"x" * 31, "the secret has 31 bytes, at least 32 are needed"),
+    ],
+    ids=["missing", "empty", "blank", "short"],
+)
+def test_a_file_that_holds_no_secret_is_refused_by_name(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SecretError) as refused:
+        read_secret("DESKMATE_METRICS_TOKEN_FILE", file)
+    assert str(refused.value) == f"DESKMATE_METRICS_TOKEN_FILE: {file}: {reason}"
