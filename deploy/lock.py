@@ -27,6 +27,8 @@ def refresh(uv: Path, settings: Mapping[str, str]) -> None:
     write("uv.txt", compiled(uv, settings, "uv.in", "--no-deps"))
     write("cpu.txt", cpu + alone)
     write("cuda.txt", cuda + alone)
+    for name in ("gateway", "image"):
+        write(f"{name}.txt", compiled(uv, settings, f"{name}.in", "--constraint", "cpu.txt"))
     shared = names(cpu + alone) & names(cuda + alone)
     development = compiled(uv, settings, "dev.in", "--constraint", "cpu.txt")
     write("dev.txt", "".join(entry for entry in entries(development) if name_of(entry) not in shared))
