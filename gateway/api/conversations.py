@@ -13,7 +13,7 @@ from gateway.api.shapes import if_match, json_response, page, paging
 from gateway.auth import Scope
 from gateway.auth.authenticator import Authenticator
 from gateway.body import parse_json
-from gateway.conversations import Conversation, Conversations
+from gateway.conversations import Conversation, Conversations, Item
 from gateway.errors import BadRequest, UnknownParameter
 
 MOST_ITEMS = 20  # in one request
@@ -33,7 +33,8 @@ class ConversationsDoor:
     async def list(self, request: Request) -> Response:
         owner = await self._owner(request)
         limit, _, after = paging(request)
-        found, more = await self.store.list(owner, limit, after, request.query_params.get("query"))
+        query = request.query_params
+        found, more = await self.store.list(owner, limit, after, query.get("query"), query.get("root"))
         return json_response(page([_object(conversation) for conversation in found], more))
 
     async def get(self, request: Request) -> Response:
@@ -63,7 +64,7 @@ class ConversationsDoor:
     async def items(self, request: Request) -> Response:
         owner = await self._owner(request)
         found, more = await self.store.items(owner, request.path_params["id"], *paging(request))
-        return json_response(page([render_item(item) for item in found], more))
+        return json_response(page([{**render_item(item), **_origin(item)} for item in found], more))
 
     async def item(self, request: Request) -> Response:
         owner = await self._owner(request)
@@ -104,6 +105,11 @@ def _object(conversation: Conversation) -> dict[str, Any]:
         "version": conversation.version,
         "deskmate:running": conversation.running,
     }
+
+
+def _origin(item: Item) -> dict[str, Any]:
+    """The response an item belongs to: where a branch may begin. Items that came without one have none."""
+    return {"deskmate:response": item.turn} if item.turn else {}
 
 
 async def _body(request: Request, fields: set[str]) -> dict[str, Any]:

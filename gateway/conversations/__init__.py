@@ -31,6 +31,7 @@ class Item:
 
     id: str
     body: Json
+    turn: str | None = None  # the turn that brought or wrote it, where a page of items says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,10 @@ class Conversations(Protocol):
     async def get(self, owner: str, conversation: str) -> Conversation: ...
 
     async def list(
-        self, owner: str, limit: int, after: str | None, query: str | None
+        self, owner: str, limit: int, after: str | None, query: str | None, root: str | None = None
     ) -> tuple[Sequence[Conversation], bool]:
-        """Newest first (by last use), and whether more follow. `query` searches titles, case-insensitively."""
+        """Newest first (by last use), and whether more follow. `query` searches titles, case-insensitively; with
+        `root` only that conversation and those whose metadata["deskmate:root"] names it."""
         ...
 
     async def update(
@@ -231,7 +233,9 @@ class Conversations(Protocol):
 
     async def items(
         self, owner: str, conversation: str, limit: int, order: str, after: str | None
-    ) -> tuple[Sequence[Item], bool]: ...
+    ) -> tuple[Sequence[Item], bool]:
+        """A page of items, each with its turn: of this conversation, or of those it branched from while they live."""
+        ...
 
     async def item(self, owner: str, conversation: str, item: str) -> Item: ...
 

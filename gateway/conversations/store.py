@@ -5,6 +5,7 @@ Knows the scripts' arguments and answers and turns refusals into errors; knows n
 
 import builtins
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -41,6 +42,7 @@ from gateway.redis_client import Argument, RedisClient
 DATA_VERSION = 1
 TITLE = "deskmate:title"
 BRANCH_OF = "deskmate:branch_of"
+ROOT = "deskmate:root"  # the conversation that a tree of branches began with
 SEARCH_PAGE = 500  # conversations looked at per call while searching: a millisecond or two of Redis' time
 
 List = builtins.list  # the class has a method of that name
@@ -223,14 +225,15 @@ class RedisConversations:
         return _conversation(conversation, row)
 
     async def list(
-        self, owner: str, limit: int, after: str | None, query: str | None
+        self, owner: str, limit: int, after: str | None, query: str | None, root: str | None = None
     ) -> tuple[Sequence[Conversation], bool]:
-        wanted, size = (query or "").casefold(), SEARCH_PAGE if query else limit + 1
+        wanted, size = (query or "").casefold(), SEARCH_PAGE if query or root else limit + 1
         found: dict[str, Conversation] = {}  # by id: one that moves to the top between two pages is met twice
         rank, more = 0, True
         while more and len(found) <= limit:
             page, rank, more = await self._page(owner, after, rank, size)
-            found |= {c.id: c for c in page if wanted in c.metadata.get(TITLE, "").casefold()}
+            titled = (c for c in page if wanted in c.metadata.get(TITLE, "").casefold())
+            found |= {c.id: c for c in titled if root is None or root in (c.id, c.metadata.get(ROOT))}
             after = None
         return List(found.values())[:limit], len(found) > limit
 
@@ -280,8 +283,9 @@ class RedisConversations:
         number = _place(after, conversation).number if after else ""
         reply = await self._redis.run("read_items", args=(owner, conversation, limit + 1, order, number))
         match reply:
-            case [b"items", shelf, flat]:
-                found = _items(shelf, flat)
+            case [b"items", shelf, flat, turns]:
+                pairs = zip(_items(shelf, flat), turns, strict=True)
+                found = [replace(item, turn=turn.decode() or None) for item, turn in pairs]
                 return found[:limit], len(found) > limit
         raise _refusal(reply, conversation, None)
 

@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from gateway.conversations import Append, Json, Lease
-from gateway.conversations.store import BRANCH_OF, TITLE, RedisConversations
+from gateway.conversations.store import BRANCH_OF, ROOT, TITLE, RedisConversations
 from gateway.errors import ConversationLocked, NotFound, PreviousResponseNotFound, Refusal, VersionConflict
 from gateway.redis_client import RedisClient
 from tests.contract.conftest import Desk, dump, said, texts
@@ -186,6 +186,50 @@ async def test_items_are_paged_in_both_directions(desk: Desk) -> None:
 
     assert await pages("asc") == [["0", "1"], ["2", "3"], ["4"]]
     assert await pages("desc") == [["4", "3"], ["2", "1"], ["0"]]
+
+
+async def test_a_page_of_items_names_the_turn_of_each_also_of_those_that_branches_share(desk: Desk) -> None:
+    trunk = (await desk.store.create(desk.owner, {}, [said("greeting")])).id
+    one = await desk.turn("1", "2", conversation=trunk)
+    two = await desk.turn("3", "4", conversation=trunk)
+    branch = (await desk.store.create(desk.owner, {BRANCH_OF: one}, [])).id
+    begin, _ = await desk.begins("5", conversation=branch)
+    chained = await desk.turn("8", "9", previous=await desk.turn("6", "7"))
+    twig = (await desk.store.create(desk.owner, {BRANCH_OF: chained}, [])).id
+
+    async def turns(conversation: str) -> list[str | None]:
+        return [item.turn for item in (await desk.store.items(desk.owner, conversation, 10, "asc", None))[0]]
+
+    assert await turns(trunk) == [None, one, one, two, two]
+    assert await turns(branch) == [None, one, one, begin.turn]
+    assert [turn is None for turn in await turns(twig)] == [False] * 4
+    assert len(set(await turns(twig))) == 2
+    await desk.store.delete(desk.owner, trunk)
+    assert await turns(branch) == [None, None, None, begin.turn]
+
+
+async def test_metadata_that_claims_a_branch_of_itself_harms_nobody(desk: Desk) -> None:
+    conversation = await desk.conversation()
+    turn = await desk.turn("1", "2", conversation=conversation)
+    for claim in (turn, "resp_none", "a:b", ""):
+        await desk.store.update(desk.owner, conversation, {BRANCH_OF: claim}, None)
+        found, _ = await desk.store.items(desk.owner, conversation, 10, "asc", None)
+        assert [item.turn for item in found] == [turn, turn]
+
+
+async def test_the_list_finds_a_conversation_with_its_branches(desk: Desk) -> None:
+    root = await desk.conversation(**{TITLE: "root"})
+    await desk.conversation(**{TITLE: "another"})
+    branches = {await desk.conversation(**{ROOT: root, TITLE: f"branch {n}"}) for n in range(3)}
+
+    async def found(limit: int, query: str | None = None) -> tuple[set[str], bool]:
+        page, more = await desk.store.list(desk.owner, limit, None, query, root)
+        return {conversation.id for conversation in page}, more
+
+    assert await found(10) == ({root, *branches}, False)
+    assert await found(10, "branch") == (branches, False)
+    assert (await found(2))[1] is True
+    assert await desk.store.list(desk.owner, 10, None, None, "conv_none") == ([], False)
 
 
 async def test_a_page_goes_on_after_an_item_that_was_deleted_meanwhile(desk: Desk) -> None:

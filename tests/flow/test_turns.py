@@ -130,6 +130,27 @@ async def test_a_conversation_is_remembered_and_named_after_its_first_question(c
     assert [item.role for item in items] == ["user", "assistant"] * 2
 
 
+async def test_a_branch_shares_what_was_said_and_is_found_by_the_root_it_names(client):
+    root = await client.conversations.create()
+    first = await client.responses.create(input="One", conversation=root.id)
+    await client.responses.create(input="Two", conversation=root.id)
+    branch = await client.conversations.create(
+        metadata={"deskmate:branch_of": first.id, "deskmate:root": root.id},
+    )
+    other = await client.responses.create(input="Another two", conversation=branch.id)
+    trunk, twig = [
+        [
+            (item.id, item.to_dict()["deskmate:response"])
+            async for item in client.conversations.items.list(id, order="asc")
+        ]
+        for id in (root.id, branch.id)
+    ]
+    assert trunk[:2] == twig[:2]
+    assert [response for _, response in twig] == [first.id] * 2 + [other.id] * 2
+    found = await client.get("/conversations", cast_to=dict[str, Any], options={"params": {"root": root.id}})
+    assert {one["id"] for one in found["data"]} == {root.id, branch.id}
+
+
 async def test_an_answer_can_be_followed_up_by_its_id_and_instructions_are_not_carried_over(client, scripted):
     first = await client.responses.create(input="One", instructions="Be brief.")
     second = await client.responses.create(input="Two", previous_response_id=first.id)
