@@ -3,6 +3,9 @@
 Nothing is counted per token: a request is counted once, at its end. Labels are bounded sets, never people or ids.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -12,13 +15,47 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from gateway.redis_client import RedisInfo
 from gateway.turn import Finished
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60, 180, 600)
 _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A metric that Redis tells in a field of INFO; `scale` turns its unit into ours."""
+
+    name: str
+    field: str
+    meaning: str
+    family: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily
+    scale: float = 1.0
+
+
+_TOLD_BY_REDIS = (
+    _Told("memory_used_bytes", "used_memory", "Memory that Redis counts against its limit."),
+    _Told("memory_limit_bytes", "maxmemory", "Its limit (`maxmemory`), above which it takes no more data; 0: none."),
+    _Told("memory_resident_bytes", "used_memory_rss", "Memory that Redis takes of the machine."),
+    _Told("connected_clients", "connected_clients", "Connections to Redis."),
+    _Told("rejected_connections", "rejected_connections", "Connections refused, by `maxclients`.", CounterMetricFamily),
+    _Told("commands", "total_commands_processed", "Commands answered.", CounterMetricFamily),
+    _Told("evicted_keys", "evicted_keys", "Keys thrown out to make room: data lost.", CounterMetricFamily),
+    _Told("aof_enabled", "aof_enabled", "Whether changes go to the append-only file: 1 or 0."),
+    _Told("aof_last_write_ok", "aof_last_write_status", "Whether the last write to that file went well: 1 or 0."),
+    _Told("aof_last_rewrite_ok", "aof_last_bgrewrite_status", "Whether it was last made shorter with success: 1 or 0."),
+    _Told("aof_size_bytes", "aof_current_size", "Size of that file on the disk."),
+    _Told("aof_delayed_fsyncs", "aof_delayed_fsync", "Writes that waited for a slow disk.", CounterMetricFamily),
+    _Told("last_fork_seconds", "latest_fork_usec", "How long the last fork made everybody wait.", scale=1e-6),
+    _Told("uptime_seconds", "uptime_in_seconds", "Time since the start of Redis."),
+)
+_ANSWER = ("deskmate_redis_answer_seconds", "Time Redis took to answer this scrape.")
 
 
 class Metrics:
@@ -69,6 +106,8 @@ class Metrics:
         self.waiting = Gauge("deskmate_requests_waiting", "Requests in line.", registry=own)
         self.seats = Gauge("deskmate_seats", "Seats of the engines that are ready.", registry=own)
         self.up = Gauge("deskmate_up", "Whether a part is there: 1 or 0.", ("part",), registry=own)
+        self._redis = _Redis()
+        own.register(self._redis)
         self.build = Gauge(
             "deskmate_build_info",
             "Always 1; the version is its label.",
@@ -116,6 +155,10 @@ class Metrics:
         if completion_tokens > 1 and decode_seconds > 0:
             self.inter_token_seconds.labels(route).observe(decode_seconds / (completion_tokens - 1))
 
+    def redis_told(self, info: RedisInfo | None) -> None:
+        """What the next scrape shows of Redis; None: nothing."""
+        self._redis.info = info
+
     def render(self) -> bytes:
         """The exposition of all metrics, as Prometheus reads it."""
         return generate_latest(self._registry)
@@ -123,12 +166,30 @@ class Metrics:
     def table(self) -> str:
         """The metrics as a Markdown table: name, kind, labels, meaning. The docs hold it; a test compares."""
         declared = [metric for metric in vars(self).values() if isinstance(metric, MetricWrapperBase)]
-        rows = [_row(metric) for metric in declared]
+        told = [told.family(f"deskmate_redis_{told.name}", told.meaning) for told in _TOLD_BY_REDIS]
+        rows = [_row(m._name, type(m).__name__.lower(), m._documentation, m._labelnames) for m in declared]
+        rows += [_row(m.name, m.type, m.documentation) for m in [*told, GaugeMetricFamily(*_ANSWER)]]
         return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
 
 
-def _row(metric: MetricWrapperBase) -> str:
-    kind = type(metric).__name__.lower()
-    name = f"{metric._name}_total" if kind == "counter" else metric._name
-    labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "–"
-    return f"| `{name}` | {kind} | {labels} | {metric._documentation} |"
+class _Redis(Collector):
+    """Shows nothing while there is no answer: the last gauges of a server that is away would be taken for its state."""
+
+    info: RedisInfo | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.info is None:
+            return
+        for told in _TOLD_BY_REDIS:
+            if (text := self.info.fields.get(told.field)) is not None:
+                yield told.family(f"deskmate_redis_{told.name}", told.meaning, value=_number(text) * told.scale)
+        yield GaugeMetricFamily(*_ANSWER, value=self.info.seconds)
+
+
+def _number(text: str) -> float:
+    return float({"ok": "1", "err": "0"}.get(text, text))
+
+
+def _row(name: str, kind: str, meaning: str, labels: Sequence[str] = ()) -> str:
+    full = f"{name}_total" if kind == "counter" else name
+    return f"| `{full}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '–'} | {meaning} |"

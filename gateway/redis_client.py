@@ -4,6 +4,7 @@ Knows no key and no script by name. A call is sent once: what a lost reply means
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -81,6 +82,13 @@ class RedisClient:
         """Run `lua/<script>.lua` as one atomic step."""
         return await self._translated(self._evaluate(self._scripts[script], (len(keys), *keys, *args)))
 
+    async def info(self) -> "RedisInfo":
+        """What the server tells of itself. Needs the right to INFO; raises StorageDown without it."""
+        asked = time.monotonic()
+        text: bytes = await self.call("INFO")
+        seconds = time.monotonic() - asked
+        return RedisInfo(dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line), seconds)
+
     async def aclose(self) -> None:
         await self._redis.aclose()
 
@@ -100,6 +108,14 @@ class RedisClient:
             if (refusal := refusal_of(error)) is None:
                 raise
             raise refusal from error
+
+
+@dataclass(frozen=True, slots=True)
+class RedisInfo:
+    """The fields of INFO, as they came, and how long the answer took."""
+
+    fields: Mapping[str, str]
+    seconds: float
 
 
 class _PackedInC:

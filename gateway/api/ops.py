@@ -1,8 +1,10 @@
 """The door of operations: is it alive, is it ready, what does it measure. Translates, decides nothing."""
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -17,8 +19,10 @@ from gateway.auth.authenticator import Authenticator, bearer_of
 from gateway.engine import Engine, EngineState
 from gateway.errors import StorageFull, Unavailable
 from gateway.metrics import CONTENT_TYPE, Metrics
-from gateway.redis_client import RedisClient
+from gateway.redis_client import RedisClient, RedisInfo
 from gateway.settings import Settings
+
+INFO_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -49,8 +53,10 @@ class OpsDoor:
 
     async def gateway_metrics(self, request: Request) -> Response:
         await self._may_measure(request)
+        told, state = await asyncio.gather(self._told_by_redis(), self._redis_state())
         self.measure()
-        self.metrics.up.labels("redis").set(await self._redis_state() == "ready")
+        self.metrics.redis_told(told)
+        self.metrics.up.labels("redis").set(state == "ready")
         self.metrics.up.labels("engine").set(self.engine.state is EngineState.READY)
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
 
@@ -67,6 +73,13 @@ class OpsDoor:
     def _shows_token(self, request: Request) -> bool:
         shown = bearer_of(request)
         return self.token is not None and shown is not None and hmac.compare_digest(shown.encode(), self.token)
+
+    async def _told_by_redis(self) -> RedisInfo | None:
+        """None when it does not answer in time, or may not: what is measured must not hang on what is measured."""
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(INFO_SECONDS):
+                return await self.redis.info()
+        return None
 
     async def _redis_state(self) -> str:
         try:

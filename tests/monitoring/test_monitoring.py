@@ -1,7 +1,6 @@
 """Rules, alerts and dashboards against promtool and a real Prometheus, which scrapes a gateway that has work to do."""
 
 import asyncio
-import importlib.util
 import json
 import math
 import re
@@ -17,8 +16,14 @@ from urllib.request import urlopen
 
 import openai
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
+from grafana_foundation_sdk.models.dashboard import Panel as GrafanaPanel
+from grafana_foundation_sdk.models.dashboard import RowPanel
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 
+from monitoring.grafana import build
 from tests.fake_worker import FakeWorker, default_plan
 from tests.gateway_process import GatewayProcess
 from tests.servers import RedisServer, find_binary, must_exist
@@ -36,12 +41,13 @@ def loaded(dashboard: Path) -> dict[str, Any]:
     return model
 
 
-def panels() -> list[dict[str, Any]]:
-    return [panel for dashboard in DASHBOARDS for panel in loaded(dashboard)["panels"]]
+def panels_of(dashboard: Path) -> list[dict[str, Any]]:
+    return [panel for panel in loaded(dashboard)["panels"] if panel["type"] != "row"]
 
 
 def queries() -> list[str]:
-    return sorted({target["expr"] for panel in panels() for target in panel["targets"]})
+    panels = (panel for dashboard in DASHBOARDS for panel in panels_of(dashboard))
+    return sorted({target["expr"] for panel in panels for target in panel["targets"]})
 
 
 def alerts() -> list[str]:
@@ -61,10 +67,7 @@ def alerts() -> list[str]:
     ids=["config", "rules", "tests of the rules"],
 )
 def test_promtool_is_content_with(arguments):
-    tool = shutil.which("promtool")
-    if tool is None:
-        (pytest.fail if must_exist() else pytest.skip)("promtool is not here: apt install prometheus")
-    done = subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run([needed("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
@@ -91,21 +94,26 @@ def test_the_docs_explain_no_alert_that_does_not_exist():
 
 
 def test_the_dashboards_are_what_their_script_makes():
-    spec = importlib.util.spec_from_file_location("dashboards", MONITORING / "grafana" / "build.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    made = {f"{dashboard.file}.json": script.render(dashboard) for dashboard in script.DASHBOARDS}
-    assert {path.name: path.read_text() for path in DASHBOARDS} == made, "run python monitoring/grafana/build.py"
+    made = {f"{board.file}.json": build.render(board) for board in build.DASHBOARDS}
+    assert {path.name: path.read_text() for path in DASHBOARDS} == made, "run python -m monitoring.grafana.build"
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_grafanas_own_types_read_a_dashboard_without_losing_a_field(dashboard):
+    register_default_plugins()  # the types of panels and queries
+    model = GrafanaDashboard.from_json(loaded(dashboard))
+    assert {type(panel) for panel in model.panels or ()} <= {GrafanaPanel, RowPanel}
+    assert json.loads(json.dumps(model, cls=JSONEncoder)) == loaded(dashboard)
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
 def test_a_dashboard_can_be_read_by_somebody_new(dashboard):
     model = loaded(dashboard)
     for titled in (model, *model["panels"]):
-        assert re.search(r"[A-Za-z].* · .*[\u4e00-\u9fff]", titled["title"]), titled["title"]
-        assert titled["description"].endswith(".")
-    for panel in model["panels"]:
+        assert re.search(r"[A-Za-z].* · .*([\u4e00-\u9fff]|CPU)", titled["title"]), titled["title"]
+    for described in (model, *panels_of(dashboard)):
+        assert described["description"].endswith(".")
+    for panel in panels_of(dashboard):
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][0]["value"] is None
         assert all(target["datasource"]["uid"] == "deskmate" for target in panel["targets"])
@@ -145,16 +153,30 @@ class Metered(FakeWorker):
         return generate_latest(registry)
 
 
-class Prometheus:
-    """Debian's Prometheus in a process of its own, with our configuration turned to a test's gateway and pace."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
-    def __init__(self, binary: str, folder: Path, gateway_port: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+
+def needed(binary: str) -> str:
+    found = shutil.which(binary)
+    if found is None:
+        (pytest.fail if must_exist() else pytest.skip)(
+            f"{binary} is not here: apt install prometheus prometheus-node-exporter"
+        )
+    return found
+
+
+class Prometheus:
+    """Debian's Prometheus in a process of its own, with our configuration turned to a test's targets and pace."""
+
+    def __init__(self, binary: str, folder: Path, gateway_port: int, exporter_port: int) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
         shutil.copytree(MONITORING, folder, dirs_exist_ok=True)
         config = folder / "prometheus.yml"
-        changed = re.sub(r"\b1[05]s\b", "1s", config.read_text()).replace("127.0.0.1:8000", f"127.0.0.1:{gateway_port}")
+        changed = re.sub(r"\b1[05]s\b", "1s", config.read_text())
+        changed = changed.replace(":8000", f":{gateway_port}").replace(":9100", f":{exporter_port}")
         config.write_text(changed)
         self.log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
@@ -198,6 +220,7 @@ def redis() -> Iterator[RedisServer]:
     assert binary is not None, "neither the embedded Valkey nor redis-server is here"
     server = RedisServer(binary)
     server.start()
+    server.admin("CONFIG", "SET", "maxmemory", 64 << 20)
     yield server
     server.close()
 
@@ -210,11 +233,21 @@ def gateway(redis: RedisServer) -> Iterator[GatewayProcess]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(gateway: GatewayProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    binary = shutil.which("prometheus")
-    if binary is None:
-        (pytest.fail if must_exist() else pytest.skip)("Prometheus is not here: apt install prometheus")
-    server = Prometheus(binary, tmp_path_factory.mktemp("prometheus"), gateway.port)
+def exporter_port() -> Iterator[int]:
+    """Debian's node exporter, as it comes."""
+    binary, port = needed("prometheus-node-exporter"), free_port()
+    command = [binary, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    yield port
+    process.kill()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    gateway: GatewayProcess, exporter_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    server = Prometheus(needed("prometheus"), tmp_path_factory.mktemp("prometheus"), gateway.port, exporter_port)
     try:
         until(server.is_ready)
         yield server

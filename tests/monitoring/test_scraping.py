@@ -1,7 +1,10 @@
-"""Who may read the metrics: a scraper beside the gateway, one that shows the token or a key with the scope."""
+"""Who may read the metrics, and what is in them when Redis tells little or nothing."""
 
+import re
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ import pytest
 
 from gateway.auth.principal import Scope
 from gateway.auth.secret import SecretError, read_secret
+from gateway.metrics import Metrics
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import ROOT, SECRET, GatewayProcess
 from tests.servers import RedisServer, find_binary
@@ -117,3 +121,61 @@ def test_a_file_that_holds_no_secret_is_refused_by_name(tmp_path: Path, content:
     with pytest.raises(SecretError) as refused:
         read_secret("DESKMATE_METRICS_TOKEN_FILE", file)
     assert str(refused.value) == f"DESKMATE_METRICS_TOKEN_FILE: {file}: {reason}"
+
+
+# what Redis tells ----------------------------------------------------------------------------------------------------
+
+
+def scraped(gateway: GatewayProcess) -> dict[str, float]:
+    """The metrics without labels, and those of Redis' part."""
+    with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    return {name: float(value) for name, value in re.findall(r'^(deskmate_\w+(?:{part="redis"})?) (\S+)$', text, re.M)}
+
+
+def of_redis(metrics: dict[str, float]) -> set[str]:
+    return {name for name in metrics if name.startswith("deskmate_redis_")}
+
+
+def listed() -> set[str]:
+    return set(re.findall(r"`(deskmate_redis_\w+)`", Metrics("0").table()))
+
+
+async def test_what_redis_tells_of_itself_is_shown(gateway, redis):
+    await gateway.until_ready()
+    redis.admin("CONFIG", "SET", "maxmemory", 100 << 20)
+    shown = scraped(gateway)
+    assert of_redis(shown) == listed()
+    assert shown["deskmate_redis_memory_limit_bytes"] == 100 << 20
+    assert 0 < shown["deskmate_redis_memory_used_bytes"] < 100 << 20
+    assert shown["deskmate_redis_connected_clients"] >= 1
+    assert shown["deskmate_redis_aof_enabled"] == shown["deskmate_redis_aof_last_write_ok"] == 1
+    assert 0 < shown["deskmate_redis_answer_seconds"] < 1
+    assert scraped(gateway)["deskmate_redis_commands_total"] > shown["deskmate_redis_commands_total"]
+
+
+async def test_a_user_of_redis_with_few_rights_is_enough(gateway, redis):
+    await gateway.until_ready()
+    try:
+        redis.admin("ACL", "SETUSER", "default", "-@all", "+ping", "+info", "+acl")
+        shown = scraped(gateway)
+        assert of_redis(shown) == listed() and shown['deskmate_up{part="redis"}'] == 1
+        redis.admin("ACL", "SETUSER", "default", "-info")
+        shown = scraped(gateway)
+        assert of_redis(shown) == set() and shown['deskmate_up{part="redis"}'] == 1
+    finally:
+        redis.admin("ACL", "SETUSER", "default", "+@all")
+
+
+async def test_a_redis_that_does_not_answer_holds_no_scrape_up_and_leaves_no_old_numbers(gateway, redis):
+    await gateway.until_ready()
+    assert of_redis(scraped(gateway))
+    redis.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        shown = scraped(gateway)
+        assert time.monotonic() - began < 4
+        assert of_redis(shown) == set() and shown['deskmate_up{part="redis"}'] == 0
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
+    assert of_redis(scraped(gateway)) == listed()
