@@ -3,7 +3,7 @@
 Nothing is counted per token: a request is counted once, at its end. Labels are bounded sets, never people or ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -20,7 +20,6 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.redis_client import RedisInfo
 from gateway.turn import Finished
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -155,9 +154,9 @@ class Metrics:
         if completion_tokens > 1 and decode_seconds > 0:
             self.inter_token_seconds.labels(route).observe(decode_seconds / (completion_tokens - 1))
 
-    def redis_told(self, info: RedisInfo | None) -> None:
-        """What the next scrape shows of Redis; None: nothing."""
-        self._redis.info = info
+    def redis_told(self, fields: Mapping[str, str], seconds: float) -> None:
+        """What the next scrape shows of Redis: the fields of INFO, nothing without any, and how long they took."""
+        self._redis.fields, self._redis.seconds = fields, seconds
 
     def render(self) -> bytes:
         """The exposition of all metrics, as Prometheus reads it."""
@@ -175,15 +174,15 @@ class Metrics:
 class _Redis(Collector):
     """Shows nothing while there is no answer: the last gauges of a server that is away would be taken for its state."""
 
-    info: RedisInfo | None = None
+    fields: Mapping[str, str] = {}
+    seconds = 0.0
 
     def collect(self) -> Iterator[Metric]:
-        if self.info is None:
-            return
         for told in _TOLD_BY_REDIS:
-            if (text := self.info.fields.get(told.field)) is not None:
+            if (text := self.fields.get(told.field)) is not None:
                 yield told.family(f"deskmate_redis_{told.name}", told.meaning, value=_number(text) * told.scale)
-        yield GaugeMetricFamily(*_ANSWER, value=self.info.seconds)
+        if self.fields:
+            yield GaugeMetricFamily(*_ANSWER, value=self.seconds)
 
 
 def _number(text: str) -> float:

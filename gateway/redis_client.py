@@ -4,7 +4,6 @@ Knows no key and no script by name. A call is sent once: what a lost reply means
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -82,12 +81,10 @@ class RedisClient:
         """Run `lua/<script>.lua` as one atomic step."""
         return await self._translated(self._evaluate(self._scripts[script], (len(keys), *keys, *args)))
 
-    async def info(self) -> "RedisInfo":
-        """What the server tells of itself. Needs the right to INFO; raises StorageDown without it."""
-        asked = time.monotonic()
+    async def info(self) -> Mapping[str, str]:
+        """What the server tells of itself: the fields of INFO. Raises StorageDown where our user may not ask."""
         text: bytes = await self.call("INFO")
-        seconds = time.monotonic() - asked
-        return RedisInfo(dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line), seconds)
+        return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
 
     async def aclose(self) -> None:
         await self._redis.aclose()
@@ -108,14 +105,6 @@ class RedisClient:
             if (refusal := refusal_of(error)) is None:
                 raise
             raise refusal from error
-
-
-@dataclass(frozen=True, slots=True)
-class RedisInfo:
-    """The fields of INFO, as they came, and how long the answer took."""
-
-    fields: Mapping[str, str]
-    seconds: float
 
 
 class _PackedInC:
