@@ -18,6 +18,9 @@ from deploy.home import Home
 PACKAGES: dict[str, Callable[[], bool]] = {
     "redis-server": lambda: shutil.which("redis-server") is not None,
     "chromium": lambda: shutil.which("chromium") is not None,
+    "curl": lambda: shutil.which("curl") is not None,
+    "nginx": lambda: shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") is not None,
+    "systemd": lambda: shutil.which("systemd-analyze") is not None,
     "openssl": lambda: shutil.which("openssl") is not None,
     "prometheus": lambda: shutil.which("promtool") is not None,
     "fonts-noto-cjk": lambda: any(Path("/usr/share/fonts").rglob("Noto*CJK*")),
