@@ -10,17 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from deploy import backup, bundle, compose, control, http, service
+from deploy import backup, bundle, compose, control, http, service, unbundle
 from deploy.checks import bring_packages, run_checks
 from deploy.doctor import doctor
 from deploy.errors import EXIT_CODES, BadConfiguration, Refusal, UsageError
 from deploy.home import Home, home_of
 from deploy.indexes import uv_settings
 from deploy.install import Environment, development_lock, runtime_lock
-from deploy.local import Stack, refuse_taken_port
+from deploy.local import Stack, already_running, refuse_taken_port
 from deploy.lock import LockFailed, refresh
 from deploy.logs import tail
 from deploy.narrator import Narrator, administrator_link, follow
@@ -121,7 +122,8 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
     add = up_parser.add_argument
     add("--detach", action="store_true", help="return when it is ready and leave it running")
     add("--model", type=Path, metavar="DIR", help="serve this model directory instead of the demo model")
-    add("--bundle", type=Path, metavar="FILE", help="install from this bundle; no network is asked")
+    add("--bundle", type=Path, metavar="FILE", help="install from this bundle, serve its model; no network is asked")
+    add("--bundle-digest", metavar="DIGEST", help="refuse a bundle with another digest than `bundle` told")
     add("--seats", type=positive, metavar="N", help="requests that run at the same time (default: planned)")
     add("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=positive, metavar="N", help="port to listen on (default: 8000)")
@@ -155,11 +157,14 @@ def positive(text: str) -> int:
 def up(options: argparse.Namespace, arguments: list[str], home: Home) -> int:
     wishes = wishes_of(options, os.environ)
     if options.supervise:
-        asyncio.run(Stack(home, ROOT, wishes, os.environ).run())
+        asyncio.run(Stack(home, ROOT, with_bundled_model(wishes, home), os.environ).run())
         return 0
     if control.running(home) is None:
         refuse_taken_port(wishes)
-    prepare(home, options.bundle)
+    elif options.bundle:
+        raise already_running(home)  # before its environment and model are replaced
+    prepare(home, options.bundle, options.bundle_digest)
+    wishes = with_bundled_model(wishes, home)
     return detached(arguments, home, wishes) if options.detach else foreground(home, wishes)
 
 
@@ -180,7 +185,17 @@ def wishes_of(options: argparse.Namespace, given: Mapping[str, str]) -> Wishes:
         public_url=given.get("DESKMATE_PUBLIC_URL"),
     )
     refuse_nonsense(wishes)
+    if options.bundle_digest and not options.bundle:
+        raise UsageError("--bundle-digest says what --bundle must be; give --bundle too")
     return wishes
+
+
+def with_bundled_model(wishes: Wishes, home: Home) -> Wishes:
+    """Where a person named neither model nor worker, the model of the bundle comes before the demo."""
+    model = unbundle.model(home) if wishes.demo else None
+    if model and not model.is_dir():
+        raise BadConfiguration(f"the bundle's model {model} is gone; give the bundle again, or another with --model")
+    return replace(wishes, model=model) if model else wishes
 
 
 def refuse_nonsense(wishes: Wishes) -> None:
@@ -205,13 +220,14 @@ def file_of(option: Path | None, variable: str | None) -> Path | None:
     return chosen.absolute() if chosen else None
 
 
-def prepare(home: Home, bundle_file: Path | None = None) -> None:
+def prepare(home: Home, bundle_file: Path | None, digest: str | None) -> None:
     """Makes the environment if need be. TERM interrupts it like Ctrl-C, so that no installer outlives it."""
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         if bundle_file:
-            bundle.unpack(bundle_file, home, say)
-        environment(home).ensure(runtime_lock())
+            unbundle.bring(bundle_file, digest, home, environment(home).holds(runtime_lock()), say)
+        Environment(home, say, wheels=unbundle.wheels(home)).ensure(runtime_lock())
+        unbundle.tidy(home, say)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -5,7 +5,7 @@ Refusal
 ├── NotRunning           3   the command needs a running Deskmate
 ├── AlreadyRunning       4   `up` for a data folder that is in use
 ├── PortInUse           69   somebody else listens there
-├── BadConfiguration    78   a model directory or setting that cannot work
+├── BadConfiguration    78   a model directory, bundle or setting that cannot work
 └── InstallFailed        1   the environment could not be made
 """
 
@@ -18,7 +18,7 @@ EXIT_CODES = (
     (3, "Deskmate is not running"),
     (4, "Deskmate is already running for this data folder"),
     (69, "the port is in use by another program"),
-    (78, "a bad model directory or setting, or not enough memory for it"),
+    (78, "a bad model directory, bundle or setting, or not enough memory for it"),
     (130, "interrupted before it was up"),
 )
 

@@ -60,10 +60,12 @@ def development_lock() -> Lock:
 class Environment:
     """The venv of one data folder. `ensure` is the only way it changes."""
 
-    def __init__(self, home: Home, say: Say, uv_lock: Path = LOCKS / "uv.txt") -> None:
+    def __init__(self, home: Home, say: Say, uv_lock: Path = LOCKS / "uv.txt", wheels: Path | None = None) -> None:
+        """With a folder of `wheels` they are all there is: no index is asked."""
         self._home = home
         self._say = say
         self._uv_lock = uv_lock
+        self._wheels = wheels
         self._stamps = home.env / "deskmate-stamps.json"
         self._incomplete = home.env / "deskmate-incomplete"
         self._held: tuple[int, ...] = ()
@@ -111,11 +113,11 @@ class Environment:
         """With uv, which takes seconds, else with pip. PyTorch's own index only when the others lack a version."""
         install = self._uv_install if self._has_uv() else self._pip_install
         done = install(lock.file, ())
-        if done.code and lock.name == "cpu" and nothing_found(done.output):
+        if done.code and not self._wheels and lock.name == "cpu" and nothing_found(done.output):
             self._say("The configured package index has no CPU build of PyTorch; asking PyTorch's own.")
             done = install(lock.file, ("--extra-index-url", PYTORCH_CPU_INDEX))
         if done.code:
-            raise InstallFailed(explanation(lock, done.output))
+            raise InstallFailed(explanation(lock, done.output, self._wheels))
 
     def _has_uv(self) -> bool:
         if not (self._home.env / "bin" / "uv").exists():
@@ -127,12 +129,17 @@ class Environment:
 
     def _uv_install(self, lock: Path, options: tuple[str, ...]) -> Done:
         command = [str(self._home.env / "bin" / "uv"), "pip", "install", "--python", str(self._home.python)]
-        settings = {**self._caches(), **uv_settings(self._home.python, os.environ)}
-        return run([*command, *locked(lock), *options], settings, self._say, self._held)
+        asked = {"UV_OFFLINE": "1"} if self._wheels else uv_settings(self._home.python, os.environ)
+        return self._run_installer([*command, *locked(lock), *options], asked)
 
     def _pip_install(self, lock: Path, options: tuple[str, ...]) -> Done:
         command = [str(self._home.python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
-        return run([*command, *locked(lock), *options], self._caches(), self._say, self._held)
+        return self._run_installer([*command, *locked(lock), *options], {})
+
+    def _run_installer(self, command: list[str], settings: Mapping[str, str]) -> Done:
+        # As an address, in which a comma or a blank of the path does not divide it.
+        only = ["--no-index", "--find-links", self._wheels.as_uri()] if self._wheels else []
+        return run([*command, *only], {**self._caches(), **settings}, self._say, self._held)
 
     def _caches(self) -> dict[str, str]:
         """Downloads lie in the data folder too, so that nothing is left elsewhere."""
@@ -219,8 +226,10 @@ def worth_telling(line: str) -> bool:
     return line.lstrip().startswith(("Downloading", "Downloaded", "Prepared", "Installed", "Resolved"))
 
 
-def explanation(lock: Lock, output: str) -> str:
+def explanation(lock: Lock, output: str, wheels: Path | None) -> str:
     tail = "\n".join("  " + line for line in output.strip().splitlines()[-12:])
+    if wheels:
+        return f"cannot install the packages of {lock.file.name} from the bundle's wheels in {wheels}:\n{tail}"
     advice = "Check the network or pip's index settings (`pip config list`), then run the same command again."
     if lock.name == "cpu" and platform.python_version_tuple()[:2] != ("3", "11"):
         advice = (

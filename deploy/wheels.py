@@ -27,6 +27,7 @@ from deploy.indexes import PYTORCH_CPU_INDEX, nothing_found
 from deploy.install import LOCKS, Done, run
 from deploy.lock import entries
 
+PYTHON = "3.11"  # what the locks are resolved for
 BATCH = 16  # what pip saves at once: a failure costs no more than one of them
 HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 WORTH_TELLING = re.compile(r"Downloading .*\((\d{2,}(\.\d+)? MB|[\d.]+ GB)\)")
