@@ -74,7 +74,7 @@ def run(arguments: list[str], home: Home) -> int:
         case "restore":
             backup.restore(ROOT, home, options.file, say)
         case "service":
-            print(service.units(ROOT, home, options.user), end="")
+            print(units(options, home), end="")
         case "lock":
             environment(home).ensure(runtime_lock())
             refresh(home.env / "bin" / "uv", uv_settings(home.python, os.environ))
@@ -109,9 +109,7 @@ def parser() -> argparse.ArgumentParser:
     save.add_argument("file", type=Path, metavar="FILE")
     load = commands.add_parser("restore", help="fill an empty data folder from a backup")
     load.add_argument("file", type=Path, metavar="FILE")
-    unit = commands.add_parser("service", help="systemd units for this installation")
-    unit.add_argument("action", choices=("print",))
-    unit.add_argument("--user", metavar="NAME", help="account that runs it (default: the owner of the data folder)")
+    service.add_options(commands.add_parser("service", help="systemd units for this installation"))
     commands.add_parser("test", help="run every check; with arguments only pytest, with them")
     commands.add_parser("bench", help="measure: bench relay, bench turn")
     commands.add_parser("lock", help="for developers: refresh deploy/locks/")
@@ -303,6 +301,14 @@ def narrator(home: Home, wishes: Wishes) -> Narrator:
     return Narrator(
         wishes, say, lambda: administrator_link(command, control.gateway_environment(home, ROOT, os.environ), ROOT)
     )
+
+
+def units(options: argparse.Namespace, home: Home) -> str:
+    """The units whose `up` is asked for these options; what the environment says now is not written into them."""
+    asked = parser().parse_args(["up", *options.up])
+    if asked.detach or asked.bundle:
+        raise UsageError("a service stays in the foreground and is installed beforehand: no --detach, no --bundle")
+    return service.units(ROOT, home, service.Choice.of(options), wishes_of(asked, {}), os.environ)
 
 
 # -- what belongs to somebody else -----------------------------------------------------------------------------
