@@ -199,6 +199,7 @@ def unpack(source: Source, target: Path, judge: Callable[[Path, Manifest], None]
     try:
         part.mkdir(mode=0o700, parents=True)
         manifest = copy(source, part, judge, say)
+        (part / MANIFEST).write_bytes(manifest.as_bytes())
         (part / SUMS).write_bytes(source.sums)
         remove_folder(target)
         part.rename(target)
