@@ -1,7 +1,7 @@
 """The gateway's command line: parses and calls, nothing else.
 
 Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong usage, 69 cannot listen, 78 wrong
-settings.
+settings or data that this release cannot serve.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from gateway.auth.links import Links
 from gateway.auth.people import People, Person
 from gateway.auth.principal import Role, Scope
 from gateway.auth.secret import SecretError, Secrets
-from gateway.errors import BadRequest, NotFound, Refusal
+from gateway.backup import BackupError
+from gateway.backup.commands import backup, restore
+from gateway.errors import BadRequest, NotFound, Refusal, Unavailable
+from gateway.migrations import UnusableData, bring_forward
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, table
 
@@ -44,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table())
         elif asked.command == "serve":
             return _serve(Settings.from_environment(os.environ))
+        elif asked.command in ("backup", "restore"):
+            asyncio.run(_with_redis(Settings.from_environment(os.environ), asked))
         else:
             asyncio.run(_with_parts(Settings.from_environment(os.environ), asked))
-    except (SettingsError, SecretError) as fault:
+    except (SettingsError, SecretError, UnusableData) as fault:
         return _say(str(fault), WRONG_SETTINGS)
+    except BackupError as fault:
+        return _say(str(fault), 1)
     except Refusal as refusal:
         return _say(refusal.message, 1)
     except KeyboardInterrupt:
@@ -56,28 +64,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"gateway: {message}", file=sys.stderr)
+    _tell(message)
     return code
+
+
+def _tell(message: str) -> None:
+    print(f"gateway: {message}", file=sys.stderr, flush=True)
 
 
 def _serve(settings: Settings) -> int:
     from gateway.app import build  # the whole application; the other commands do without
     from gateway.server import ListenError, serve
 
-    _redis(settings)  # says what is wrong with its settings
+    asyncio.run(_bring_forward(settings))
     gateway = build(settings)
     try:
         serve(gateway, settings, gateway.drain)
     except ListenError as fault:
         return _say(str(fault), CANNOT_LISTEN)
-    return 0
+    return _say(str(gateway.unusable), WRONG_SETTINGS) if gateway.unusable else 0
+
+
+async def _bring_forward(settings: Settings) -> None:
+    """Before anybody can ask: data that cannot be served ends the start. Where Redis comes later, so does this."""
+    redis = _redis(settings)
+    try:
+        with suppress(Unavailable):
+            await bring_forward(redis, _tell)
+    finally:
+        await redis.aclose()
 
 
 async def _with_parts(settings: Settings, asked: argparse.Namespace) -> None:
     secrets = Secrets.from_file(settings.secret_file)
     redis = _redis(settings)
     try:
+        await bring_forward(redis, _tell)
         await asked.run(Parts(People(redis), Keys(redis, secrets), Links(redis, secrets, settings)), asked)
+    finally:
+        await redis.aclose()
+
+
+async def _with_redis(settings: Settings, asked: argparse.Namespace) -> None:
+    redis = _redis(settings)
+    try:
+        if asked.command == "backup":
+            await backup(redis, settings.secret_file, asked.file, _tell)
+        else:
+            await restore(redis, settings.secret_file, asked.file, asked.secret_out, _tell)
     finally:
         await redis.aclose()
 
@@ -179,11 +213,18 @@ def _json(value: Any) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m gateway", description="The gateway: serve it, and its people and keys."
+        prog="python -m gateway", description="The gateway: serve it, its people, its keys, its backups."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve until SIGTERM; settings come from the environment")
     commands.add_parser("settings", help="list the settings")
+    save = commands.add_parser("backup", help="write everything people have, and the secret, into one file")
+    save.add_argument("file", metavar="FILE", help="- for standard output")
+    load = commands.add_parser("restore", help="fill an empty Redis from a backup")
+    load.add_argument("file", metavar="FILE", help="- for standard input")
+    load.add_argument(
+        "--secret-out", metavar="FILE", help="write the installation's secret there; - for standard output"
+    )
     _add_user_commands(commands.add_parser("user", help="people").add_subparsers(required=True, metavar="COMMAND"))
     _add_key_commands(commands.add_parser("key", help="API keys").add_subparsers(required=True, metavar="COMMAND"))
     return parser

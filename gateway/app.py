@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -29,6 +30,7 @@ from gateway.engine import Engine
 from gateway.errors import MethodNotAllowed, NotFound, Refusal, Unavailable
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.migrations import UnusableData, bring_forward
 from gateway.redis_client import RedisClient
 from gateway.relay import Relay, Served, anthropic_error_body
 from gateway.runner import Runner
@@ -68,6 +70,7 @@ class Gateway:
 
     def drain(self) -> None:
         """Take nothing new; what runs may go on for the drain time."""
+        self.unusable: UnusableData | None = None  # why it stopped by itself
         self._ops.draining = True
         self._stop_at = time.monotonic() + self._settings.drain_seconds
         self.queue.drain()
@@ -98,7 +101,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(self._open_storage())
+        opening = await self._open_storage()
         await self.engine.start()
         await self.runner.start()
         try:
@@ -109,13 +112,38 @@ class Gateway:
             await self.engine.close()
             await self.redis.aclose()
 
-    async def _open_storage(self) -> None:
-        """Redis may come later than we do; until then its users answer 503."""
-        while True:
-            with suppress(Unavailable):
-                await self.store.open()
-                return
-            await asyncio.sleep(OPEN_RETRY_SECONDS)
+    async def _open_storage(self) -> asyncio.Task[None]:
+        """Nobody is answered from data that was not looked at. Where Redis comes later than we do, until then its users
+        get 503."""
+        self.redis.closed = "Redis cannot be reached; try again in a moment."
+        tried = asyncio.Event()
+        opening = asyncio.create_task(self._keep_opening(tried))
+        await tried.wait()
+        return opening
+
+    async def _keep_opening(self, tried: asyncio.Event) -> None:
+        redis = RedisClient.from_settings(self._settings)
+        try:
+            while not await self._opened(redis):
+                tried.set()
+                await asyncio.sleep(OPEN_RETRY_SECONDS)
+        finally:
+            tried.set()
+            await redis.aclose()
+
+    async def _opened(self, redis: RedisClient) -> bool:
+        """Whether there is nothing more to try."""
+        try:
+            await bring_forward(redis, log.warning)
+        except Unavailable as trouble:
+            self.redis.closed = trouble.message
+            return False
+        except UnusableData as fault:
+            self.unusable = fault
+            signal.raise_signal(signal.SIGTERM)  # stops as if asked to; the command line says why
+            return True
+        self.redis.closed = None
+        return True
 
     # counting -----------------------------------------------------------------------------------------------------
     def _measure(self) -> None:

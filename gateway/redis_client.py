@@ -4,7 +4,7 @@ Knows no key and no script by name. A call is sent once: what a lost reply means
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -30,6 +30,7 @@ from gateway.settings import Settings
 
 LUA = Path(__file__).with_name("lua")
 INCLUDE = "-- include "
+SCAN_COUNT = 500  # keys looked at per call: well below a millisecond of Redis' time
 
 Argument = str | bytes | int | float
 
@@ -67,6 +68,7 @@ class RedisClient:
         self._send: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._timeout_seconds = timeout_seconds
         self._scripts = load_scripts(lua)
+        self.closed: str | None = None  # why nothing may be asked yet: calls raise StorageDown with these words
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "RedisClient":
@@ -75,10 +77,12 @@ class RedisClient:
 
     async def call(self, *command: Argument) -> Any:
         """One plain command; replies are bytes, numbers, None and lists of them."""
+        self._require_open()
         return await self._translated(self._send(*command))
 
     async def run(self, script: str, keys: Sequence[str] = (), args: Sequence[Argument] = ()) -> Any:
         """Run `lua/<script>.lua` as one atomic step."""
+        self._require_open()
         return await self._translated(self._evaluate(self._scripts[script], (len(keys), *keys, *args)))
 
     async def info(self) -> Mapping[str, str]:
@@ -86,8 +90,21 @@ class RedisClient:
         text: bytes = await self.call("INFO")
         return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
 
+    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Names that match, a few hundred at a time. Those that stay to the end all come, some may come twice."""
+        cursor = b"0"
+        while True:
+            cursor, names = await self.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            yield names
+            if cursor == b"0":
+                return
+
     async def aclose(self) -> None:
         await self._redis.aclose()
+
+    def _require_open(self) -> None:
+        if self.closed is not None:
+            raise StorageDown(self.closed)
 
     async def _evaluate(self, script: "Script", rest: Sequence[Argument]) -> Any:
         try:

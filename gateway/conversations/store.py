@@ -39,17 +39,12 @@ from gateway.errors import (
 )
 from gateway.redis_client import Argument, RedisClient
 
-DATA_VERSION = 1
 TITLE = "deskmate:title"
 BRANCH_OF = "deskmate:branch_of"
 ROOT = "deskmate:root"  # the conversation that a tree of branches began with
 SEARCH_PAGE = 500  # conversations looked at per call while searching: a millisecond or two of Redis' time
 
 List = builtins.list  # the class has a method of that name
-
-
-class NewerData(Exception):
-    """The data was written by a later release; starting would harm it."""
 
 
 class RedisConversations:
@@ -59,16 +54,6 @@ class RedisConversations:
         self._redis = redis
         self._keep_seconds = retention_days * 86_400
         self._log_ttl_seconds = log_ttl_seconds
-
-    async def open(self) -> None:
-        """Stamp a new database with our data version. Raises NewerData, StorageDown."""
-        await self._redis.call("HSETNX", "dm:meta", "data_version", DATA_VERSION)
-        found = int(await self._redis.call("HGET", "dm:meta", "data_version"))
-        if found > DATA_VERSION:
-            raise NewerData(
-                f"The data in Redis has version {found}; this release reads up to {DATA_VERSION}. "
-                "Start the release that wrote it, or a later one."
-            )
 
     # a turn -----------------------------------------------------------------------------------------------------
     async def begin(self, begin: Begin) -> Begun | Attached:

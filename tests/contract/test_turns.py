@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from gateway.conversations import OUTPUT_ITEMS, Append, Attached, Begun, Lease, item_id
-from gateway.conversations.store import TITLE, NewerData, RedisConversations
+from gateway.conversations.store import TITLE, RedisConversations
 from gateway.errors import (
     ConversationLocked,
     IdempotencyConflict,
@@ -311,11 +311,3 @@ async def test_a_conversation_keeps_the_items_of_a_deleted_response(desk: Desk) 
     turn = await desk.turn("1", "2", conversation=conversation)
     await desk.store.delete_response(desk.owner, turn)
     assert texts(await desk.store.history(desk.owner, conversation, None)) == ["1", "2"]
-
-
-async def test_data_of_a_later_release_is_refused(store: RedisConversations, redis_client: RedisClient) -> None:
-    await store.open()
-    await store.open()
-    await redis_client.call("HSET", "dm:meta", "data_version", 2)
-    with pytest.raises(NewerData, match="version 2"):
-        await store.open()

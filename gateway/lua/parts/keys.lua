@@ -2,7 +2,7 @@
 -- ARGV[1] is the owner; everything but dm:meta and dm:leases has the owner in its key, so that what belongs to somebody
 -- else cannot even be named. Names are computed here: one Redis, no cluster. An owner or id never contains a colon.
 --
---   dm:meta                HASH   data_version
+--   dm:meta                HASH   data_version; restoring (while a restore runs: of which backup)
 --   dm:conv:{u}:{conv}     HASH   created, updated (ms), version, shelf, meta (JSON, without the title), title, retention,
 --                                 running (turn being written), kept (ms: when its turns' TTLs were last refreshed)
 --   dm:order:{u}:{conv}    LIST   numbers of its items on the shelf; always ascending
