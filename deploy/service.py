@@ -52,11 +52,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--backups", type=Path, metavar="DIR", help="where backups go (default: /var/lib/deskmate-backup)"
     )
     parser.add_argument(
-        "--keep-days", type=int, default=KEEP_DAYS, metavar="N", help=f"days a backup is kept (default: {KEEP_DAYS})"
+        "--keep-days", type=days, default=KEEP_DAYS, metavar="N", help=f"days a backup is kept (default: {KEEP_DAYS})"
     )
     parser.add_argument(
         "--up", nargs=argparse.REMAINDER, default=[], metavar="OPTION", help="what follows are options of `up`"
     )
+
+
+def days(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days above 0")
+    return int(text)
 
 
 def units(root: Path, home: Home, choice: Choice, up: Wishes, given: Mapping[str, str]) -> str:
