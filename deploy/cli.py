@@ -59,6 +59,8 @@ def run(arguments: list[str], home: Home) -> int:
             return up(options, arguments, home)
         case "down":
             control.down(home)
+        case "restart":
+            control.restart(home, options.part)
         case "status":
             control.show_status(home, options.json)
         case "logs":
@@ -92,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_up(commands.add_parser("up", help="install what is missing, start everything, keep it running"))
     commands.add_parser("down", help="stop it in the right order")
+    again = commands.add_parser("restart", help="restart a part; nobody is refused meanwhile")
+    again.add_argument("part", choices=("gateway", "worker"), metavar="PART", help="gateway (all of them) or worker")
     status = commands.add_parser("status", help="what runs, and how it is")
     status.add_argument("--json", action="store_true", help="for programs")
     logs = commands.add_parser("logs", help="what the parts wrote")
@@ -123,6 +127,7 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
     add("--bundle", type=Path, metavar="FILE", help="install from this bundle, serve its model; no network is asked")
     add("--bundle-digest", metavar="DIGEST", help="refuse a bundle with another digest than `bundle` told")
     add("--seats", type=positive, metavar="N", help="requests that run at the same time (default: planned)")
+    add("--gateways", type=positive, default=1, metavar="N", help="gateway processes on the one address (default: 1)")
     add("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=positive, metavar="N", help="port to listen on (default: 8000)")
     add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM); with --tls-key: HTTPS")
@@ -176,6 +181,7 @@ def wishes_of(options: argparse.Namespace, given: Mapping[str, str]) -> Wishes:
         port=options.port or port_of(given),
         model=options.model.absolute() if options.model else None,
         seats=options.seats or number_of(given, "DESKMATE_SEATS"),
+        gateways=options.gateways,
         tls_cert=file_of(options.tls_cert, given.get("DESKMATE_TLS_CERT")),
         tls_key=file_of(options.tls_key, given.get("DESKMATE_TLS_KEY")),
         redis_url=options.redis_url or given.get("DESKMATE_REDIS_URL"),

@@ -15,9 +15,10 @@ from deploy.home import Home, read_json
 from deploy.local import end_left_over, stack_file
 from deploy.logs import follow, tail
 from deploy.narrator import REAL_MODEL
+from deploy.orders import ask
 from deploy.processes import same
 from deploy.status import Status, read_status
-from deploy.wishes import child_environment
+from deploy.wishes import Sockets, child_environment
 
 PARTS_WITH_LOGS = ("redis", "gateway", "worker")
 DOWN_SECONDS = 60.0
@@ -60,6 +61,13 @@ def gone(status: Status, seconds: float) -> bool:
     return True
 
 
+def restart(home: Home, part: str) -> None:
+    """Returns once the part runs anew and answers."""
+    need_running(home)
+    ask(Sockets(Path(read_json(stack_file(home))["sockets"])).orders, part)
+    print(f"The {part} was restarted.")
+
+
 def show_status(home: Home, as_json: bool) -> None:
     status = running(home)
     if as_json:
@@ -72,7 +80,7 @@ def show_status(home: Home, as_json: bool) -> None:
     print(f"{'ready' if status.ready else 'not ready'}  {status.address}  {status.model or ''}")
     for part in status.parts:
         since, pid = time.strftime("%H:%M:%S", time.localtime(part.since)), part.pid or "-"
-        print(f"  {part.name:8} {part.state:10} pid {pid:<8} since {since}  restarts {part.restarts}  {part.message}")
+        print(f"  {part.name:10} {part.state:10} pid {pid:<8} since {since}  restarts {part.restarts}  {part.message}")
     for stage in status.stages:
         if stage.state in ("running", "failed"):
             print(f"  stage {stage.name}: {stage.state} {stage.message}")
@@ -84,8 +92,8 @@ def show_logs(home: Home, part: str | None, count: int, keep_on: bool) -> None:
     if part is not None and part not in (*PARTS_WITH_LOGS, "engine"):
         raise UsageError(f"no part {part!r}; there are {', '.join(PARTS_WITH_LOGS)} (the engine writes to worker)")
     chosen = PARTS_WITH_LOGS if part is None else ("worker" if part == "engine" else part,)
-    files = [home.logs / f"{name}.log" for name in chosen]
-    if not any(file.exists() for file in files):
+    files = [file for name in chosen for file in logs_of(home, name)]
+    if not files:
         raise NotRunning(f"no logs in {home.logs}: Deskmate has not run for this data folder")
     several = len(files) > 1
     for file in files:
@@ -96,8 +104,13 @@ def show_logs(home: Home, part: str | None, count: int, keep_on: bool) -> None:
             print(prefixed(file, line, several), flush=True)
 
 
+def logs_of(home: Home, part: str) -> list[Path]:
+    """`gateway` has several where several run."""
+    return sorted([*home.logs.glob(f"{part}.log"), *home.logs.glob(f"{part}-*.log")])
+
+
 def prefixed(file: Path, line: str, several: bool) -> str:
-    return f"{file.stem:8} {line}" if several else line
+    return f"{file.stem:10} {line}" if several else line
 
 
 def gateway_command(home: Home, words: Sequence[str]) -> list[str]:

@@ -11,11 +11,17 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 
 from deploy.processes import Record, end
 
 ORDER = ("gateway", "convert", "worker", "redis")
 PATIENCE_SECONDS = 3.0
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """As a stop goes. `gateway-2` and its successor `gateway-2+` are gateways."""
+    return sorted(records, key=lambda record: next(i for i, kind in enumerate(ORDER) if record.name.startswith(kind)))
 
 
 def main() -> None:
@@ -29,7 +35,7 @@ def main() -> None:
         else:
             record = Record(**value)
             records[record.name] = record
-    for record in sorted(records.values(), key=lambda one: ORDER.index(one.name)):
+    for record in in_order(records.values()):
         end(record, PATIENCE_SECONDS)
     if records:
         shutil.rmtree(sys.argv[1], ignore_errors=True)

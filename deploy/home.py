@@ -57,6 +57,11 @@ class Home:
         return self.run / "status.json"
 
     @property
+    def metrics(self) -> Path:
+        """What several gateways have counted; of one run."""
+        return self.run / "metrics"
+
+    @property
     def plan_file(self) -> Path:
         return self.run / "plan.json"
 

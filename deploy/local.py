@@ -1,4 +1,4 @@
-"""What `./deskmate up` runs: Redis, gateway and worker as one supervised tree. Knows their order, not their insides."""
+"""What `./deskmate up` runs: Redis, gateways and worker as one supervised tree. Knows their order, not their inside."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from deploy import http, redis
-from deploy.errors import AlreadyRunning, BadConfiguration, PortInUse, Refusal
-from deploy.guard import ORDER
+from deploy.door import opened
+from deploy.errors import AlreadyRunning, BadConfiguration, PortInUse, Refusal, UsageError
+from deploy.guard import in_order
 from deploy.home import Home, read_json, remove_folder, secret, socket_folder, write_json, write_private
 from deploy.logs import LogFile
+from deploy.orders import obey
 from deploy.parts import POLL_SECONDS, Child, Command, Keeper, Part, until
-from deploy.processes import Record, descendants, end, is_in_session, listener, port_is_free, process
+from deploy.processes import Record, descendants, end, is_in_session, process
 from deploy.status import Board, PartState, PartStatus, StageStatus, Status, read_status
 from deploy.wishes import Sockets, Wishes, child_environment, gateway_settings
 from worker.stages import Stage, stage_of
@@ -32,9 +34,11 @@ ENGINE_POLL_SECONDS = 0.5
 LEFT_OVER_PATIENCE_SECONDS = 3.0
 REDIS_PATIENCE_SECONDS = (10.0,)
 WORKER_PATIENCE_SECONDS = (3.0, 5.0)  # while it loads the first TERM is swallowed and the second one ends it
+WORKER_DRAIN_SECONDS = 25.0  # five more than the worker gives its running answers (worker/plan.py)
 CONVERT_PATIENCE_SECONDS = (2.0,)
 GATEWAY_DRAIN_SECONDS = 20.0
 GATEWAY_MARGIN_SECONDS = 5.0
+LISTENING = "gateway: listening on "  # what a gateway says once it takes connections
 REFUSALS = frozenset({69, 78})  # trying again changes nothing
 WORKER_STAGES = ("plan", *(stage.value for stage in Stage))
 
@@ -60,7 +64,7 @@ class Stack:
         self._home.create()
         with claimed(self._home):
             end_left_over(self._home)
-            refuse_taken_port(self._wishes)
+            self._doors = opened(self._wishes.host, self._wishes.port)
             self._prepare()
             try:
                 await self._until_stopped()
@@ -79,6 +83,8 @@ class Stack:
         self._password = secret(self._home.secrets / "redis-password")
         secret(self._home.secrets / "installation-secret")
         self._home.plan_file.unlink(missing_ok=True)
+        remove_folder(self._home.metrics)
+        self._home.metrics.mkdir(mode=0o700)
         self._settings = gateway_settings(self._wishes, self._home, self._sockets, self._given)
         self._inherited = child_environment(self._root, self._home, self._given)
         self.board = Board(self._home.status_file, first_status(self._wishes))
@@ -88,6 +94,7 @@ class Stack:
         """A worker that cannot run ends nothing: the page says so, and what is stored can be read."""
         start = asyncio.create_task(self._start())
         watch = asyncio.create_task(self._watch_engine())
+        orders = asyncio.create_task(obey(self._sockets.orders, self._restart))
         stop = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,24 +104,25 @@ class Stack:
         except Refusal as refusal:
             self._failure = refusal
         finally:
-            for task in (start, watch, stop):
+            for task in (start, watch, orders, stop):
                 task.cancel()
-            await asyncio.gather(start, watch, stop, return_exceptions=True)
+            await asyncio.gather(start, watch, orders, stop, return_exceptions=True)
 
     async def _start(self) -> None:
         if not self._wishes.redis_url:
             await self._start_redis()
-        await self._start_gateway()
+        await self._start_gateways()
         if self._wishes.worker_urls:
             await self._wait_for_workers()
         elif self._wishes.model or await self._convert():
             await self._start_worker()
 
     async def _end(self) -> None:
-        """The gateway drains first, while the others still answer; Redis goes last. Then nothing is left."""
-        for name in ("gateway", "worker", "redis"):
-            if keeper := self._keepers.get(name):
-                await keeper.end(self._hurry)
+        """The gateways drain first, while the others still answer; Redis goes last. Then nothing is left."""
+        for door in self._doors:
+            door.close()
+        for names in (self._wishes.gateway_names, ("worker",), ("redis",)):
+            await asyncio.gather(*(self._keepers[name].end(self._hurry) for name in names if name in self._keepers))
         self._guard.dismiss()
         remove_folder(self._sockets.folder)
         self._records.clear()
@@ -141,21 +149,35 @@ class Stack:
         await self._needs(keeper, "redis")
         self.board.finish("redis", message=str(server))
 
-    async def _start_gateway(self) -> None:
+    async def _start_gateways(self) -> None:
         self.board.begin("gateway")
-        keeper = self._keep(
-            Part(
-                name="gateway",
-                command=lambda: self._python(("gateway", "serve"), self._settings),
-                log=LogFile(self._home.logs / "gateway.log"),
-                is_ready=lambda: http.answers(gateway_place(self._wishes), "/healthz"),
-                patience_seconds=(drain_seconds(self._given) + GATEWAY_MARGIN_SECONDS,),
-                on_start=self._remember,
-                final_codes=REFUSALS | {2},
-            )
-        )
-        await self._needs(keeper, "gateway")
+        for keeper in [self._keep(self._gateway(name)) for name in self._wishes.gateway_names]:
+            await self._needs(keeper, "gateway")
         self.board.finish("gateway")
+
+    def _gateway(self, name: str) -> Part:
+        """Ready when it says so itself: a request would be answered by any that shares the door."""
+        listens = asyncio.Event()
+        descriptors = [door.fileno() for door in self._doors]
+        settings = {**self._settings, "DESKMATE_LISTEN_FD": ",".join(map(str, descriptors))}
+
+        def command() -> Command:
+            listens.clear()
+            return replace(self._python(("gateway", "serve"), settings), descriptors=descriptors)
+
+        async def is_ready() -> bool:
+            return listens.is_set()
+
+        return Part(
+            name=name,
+            command=command,
+            log=LogFile(self._home.logs / f"{name}.log"),
+            is_ready=is_ready,
+            hear=lambda line: listens.set() if line.startswith(LISTENING) else None,
+            patience_seconds=(drain_seconds(self._given) + GATEWAY_MARGIN_SECONDS,),
+            on_start=self._remember,
+            final_codes=REFUSALS | {2},
+        )
 
     async def _needs(self, keeper: Keeper, stage: str) -> None:
         """Nothing works without this part: where it cannot be had, the start ends."""
@@ -275,6 +297,27 @@ class Stack:
         self.board.part("worker", state=state, message=message)
         self.board.part("engine", state=state, message=message)
 
+    # -- restarts ---------------------------------------------------------------------------------------------
+
+    async def _restart(self, part: str) -> None:
+        """Raises Refusal. One gateway after the other, each replaced by one that takes connections already."""
+        names = self._wishes.gateway_names if part == "gateway" else ("worker",)
+        if part == "worker" and self._wishes.worker_urls:
+            raise UsageError("the worker runs elsewhere; restart it there")
+        for name in names:
+            keeper = self._keepers.get(name)
+            if keeper is None or not keeper.ready.is_set() or keeper.failed.is_set():
+                raise Refusal(f"the {name} has not started; `./deskmate status` shows why")
+            if not await self._renewed(keeper):
+                raise Refusal(f"the new {name} does not start; its log says why: {keeper.part.log.file}")
+
+    async def _renewed(self, keeper: Keeper) -> bool:
+        if keeper.part.name != "worker":
+            return await keeper.replace(self._hurry)
+        drains = self.board.status.part("worker").state == "ready"
+        patience = (WORKER_DRAIN_SECONDS, WORKER_PATIENCE_SECONDS[-1]) if drains else WORKER_PATIENCE_SECONDS
+        return await keeper.restart(patience, self._hurry)
+
     # -- keeping track ----------------------------------------------------------------------------------------
 
     def _keep(self, part: Part) -> Keeper:
@@ -345,8 +388,8 @@ class Guard:
 
 def first_status(wishes: Wishes) -> Status:
     now = time.time()
-
-    names = (("redis", bool(wishes.redis_url)), ("gateway", False), ("worker", False), ("engine", False))
+    gateways = [(name, False) for name in wishes.gateway_names]
+    names = [("redis", bool(wishes.redis_url)), *gateways, ("worker", False), ("engine", False)]
     elsewhere = bool(wishes.worker_urls)
     stages = ["gateway", "serve"] if elsewhere else ["gateway", *(["convert"] if wishes.demo else []), *WORKER_STAGES]
     myself = process(os.getpid())
@@ -388,8 +431,7 @@ def already_running(home: Home) -> AlreadyRunning:
 def end_left_over(home: Home) -> bool:
     """Ends what a killed supervisor left, by pid and start time, in the order of a stop. True: there was some."""
     stack = read_json(stack_file(home)) or {"records": [], "sockets": ""}
-    records = {record["name"]: Record(**record) for record in stack["records"]}
-    left = [records[name] for name in ORDER if name in records and records[name].left_over()]
+    left = [record for record in in_order(Record(**one) for one in stack["records"]) if record.left_over()]
     for record in left:
         end(record, LEFT_OVER_PATIENCE_SECONDS)
     if stack["sockets"]:
@@ -398,13 +440,8 @@ def end_left_over(home: Home) -> bool:
 
 
 def refuse_taken_port(wishes: Wishes) -> None:
-    if port_is_free(wishes.host, wishes.port):
-        return
-    who = listener(wishes.port)
-    owner = f" by {who.name} (pid {who.pid})" if who else ""
-    raise PortInUse(
-        f"port {wishes.port} is in use{owner}; end that program or choose another: --port {wishes.port + 1}"
-    )
+    for door in opened(wishes.host, wishes.port):
+        door.close()
 
 
 def refusal(exit_code: int, message: str) -> Refusal:

@@ -49,7 +49,8 @@ class Narrator:
             self._tell_stage(stage)
         for part in status.parts:
             self._tell_part(part)
-        if not self._welcomed and status.part("gateway").state == "ready":
+        gateways = [part for part in status.parts if part.name.startswith("gateway")]
+        if not self._welcomed and all(part.state == "ready" for part in gateways):
             self._welcomed = True
             self._welcome(status)
         if status.ready and not self._was_ready:

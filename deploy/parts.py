@@ -31,6 +31,7 @@ class Command:
     argv: Sequence[str]
     environment: Mapping[str, str]
     folder: Path
+    descriptors: Sequence[int] = ()  # open files that it inherits under their numbers
 
 
 class Child:
@@ -49,6 +50,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=tuple(command.descriptors),
             )
         except OSError:
             os.close(self._output)
@@ -183,7 +185,8 @@ class Keeper:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     exit_code: int = 0
-    _child: Child | None = None
+    _children: list[Child] = field(default_factory=list)  # two while one takes over from the other
+    _takes_over: bool = False
     _task: asyncio.Task[None] | None = None
     _ready_since: float | None = None
 
@@ -196,20 +199,60 @@ class Keeper:
 
     async def end(self, hurry: asyncio.Event) -> None:
         """Ends the part and keeps it ended. Safe at any moment, also before `start` or while it is being restarted."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._child is not None:
-            await self._child.end(self.part.patience_seconds, hurry)
-            self._child = None
+        await self._let_go()
+        await self._end_all(list(self._children), self.part.patience_seconds, hurry)
         if not self.failed.is_set():
             self.board.part(self.part.name, state="stopped", pid=None)
 
-    async def _keep(self) -> None:
+    async def replace(self, hurry: asyncio.Event) -> bool:
+        """Starts a successor beside the child; once that is ready, the child ends. False when it does not get ready:
+        then it is gone, and the child goes on."""
+        await self._let_go()
+        before = list(self._children)
+        self._takes_over = not self._takes_over
+        try:
+            successor = self._born()
+        except OSError:
+            successor = None
+        if successor is None or await first_of(successor.ended(), until(self.part.is_ready)) != 1:
+            self._children = before
+            self._task = asyncio.create_task(self._keep(before[0] if before else None))
+            return False
+        self._task = asyncio.create_task(self._keep(successor))
+        self._show_ready(pid=successor.pid)
+        await self._end_all(before, self.part.patience_seconds, hurry)
+        return True
+
+    async def restart(self, patience_seconds: Sequence[float], hurry: asyncio.Event) -> bool:
+        """Ends the child, and returns once its successor is ready. False when that is given up."""
+        before = self.board.status.part(self.part.name).pid
+        for child in list(self._children):
+            await child.end(patience_seconds, hurry)  # whoever keeps it starts the next
+        await until(lambda: self._is_settled_after(before))
+        return not self.failed.is_set()
+
+    async def _is_settled_after(self, pid: int | None) -> bool:
+        part = self.board.status.part(self.part.name)
+        return self.failed.is_set() or (part.state == "ready" and part.pid != pid)
+
+    async def _let_go(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _end_all(
+        self, children: Sequence[Child], patience_seconds: Sequence[float], hurry: asyncio.Event
+    ) -> None:
+        await asyncio.gather(*(child.end(patience_seconds, hurry) for child in children))
+        self._children = [child for child in self._children if child not in children]
+
+    async def _keep(self, child: Child | None = None) -> None:
+        """Life after life, the first of them that of `child` if it runs already."""
         backoff = Backoff()
         deaths = 0
         while True:
-            code, last_line = await self._live()
+            code, last_line = await self._live(child)
+            child = None
             deaths += 1
             never_ready = not self.ready.is_set()
             if code in self.part.final_codes or (never_ready and deaths >= self.part.tries):
@@ -218,24 +261,34 @@ class Keeper:
             lived = None if self._ready_since is None else time.monotonic() - self._ready_since
             await self._pause(backoff.delay_seconds(lived), code, last_line)
 
-    async def _live(self) -> tuple[int, str]:
+    async def _live(self, child: Child | None) -> tuple[int, str]:
         """One life: from the start to the death. Returns the exit code and the last line it wrote."""
-        self._ready_since = None
-        try:
-            child = Child(self.part.name, self.part.command(), self.part.log, self.part.hear)
-        except OSError as error:
-            return 1, f"cannot be started: {error}"
-        self._child = child
-        self.board.part(self.part.name, state="starting", pid=child.pid)
-        self.part.on_start(child)
-        if await first_of(child.ended(), until(self.part.is_ready)) == 1:
-            self._ready_since = time.monotonic()
-            self.board.part(self.part.name, state="ready")  # the message of the last death stays to be read
-            self.ready.set()
+        if child is None:
+            self._ready_since = None
+            try:
+                child = self._born()
+            except OSError as error:
+                return 1, f"cannot be started: {error}"
+            self.board.part(self.part.name, state="starting", pid=child.pid)
+            if await first_of(child.ended(), until(self.part.is_ready)) == 1:
+                self._show_ready()
         code = await child.ended()
-        self._child = None
+        self._children.remove(child)
         self.part.on_death()
         return code, child.last_words()
+
+    def _born(self) -> Child:
+        """Recorded under a name of its own beside the one it takes over from: both are known until the next time."""
+        name = self.part.name + ("+" if self._takes_over else "")
+        child = Child(name, self.part.command(), self.part.log, self.part.hear)
+        self._children.append(child)
+        self.part.on_start(child)
+        return child
+
+    def _show_ready(self, **changes: int) -> None:
+        self._ready_since = time.monotonic()
+        self.board.part(self.part.name, state="ready", **changes)  # the message of the last death stays to be read
+        self.ready.set()
 
     async def _pause(self, seconds: float, code: int, last_line: str) -> None:
         restarts = self.board.status.part(self.part.name).restarts + 1

@@ -32,6 +32,7 @@ class Wishes:
     port: int = 8000
     model: Path | None = None
     seats: int | None = None
+    gateways: int = 1
     tls_cert: Path | None = None
     tls_key: Path | None = None
     redis_url: str | None = None
@@ -41,6 +42,10 @@ class Wishes:
     @property
     def demo(self) -> bool:
         return self.model is None and not self.worker_urls
+
+    @property
+    def gateway_names(self) -> tuple[str, ...]:
+        return ("gateway",) if self.gateways == 1 else tuple(f"gateway-{n + 1}" for n in range(self.gateways))
 
     @property
     def address(self) -> str:
@@ -68,6 +73,10 @@ class Sockets:
     @property
     def worker(self) -> Path:
         return self.folder / "worker.sock"
+
+    @property
+    def orders(self) -> Path:
+        return self.folder / "orders.sock"
 
 
 def number_of(given: Mapping[str, str], name: str) -> int | None:
@@ -111,6 +120,9 @@ def gateway_settings(wishes: Wishes, home: Home, sockets: Sockets, given: Mappin
         decided["DESKMATE_PLAN_FILE"] = str(home.plan_file)
     if not wishes.worker_urls and not wishes.model:
         own.setdefault("DESKMATE_TEMPERATURE", DEMO_TEMPERATURE)  # its plan says so too, but is not there at once
+    if wishes.gateways > 1:
+        own.setdefault("DESKMATE_GATEWAYS", str(wishes.gateways))  # there may be more on other machines
+        decided["DESKMATE_METRICS_FOLDER"] = str(home.metrics)
     if wishes.seats is not None:
         decided["DESKMATE_SEATS"] = str(wishes.seats)
     if wishes.host in ANYWHERE:

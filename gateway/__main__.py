@@ -73,6 +73,8 @@ def _tell(message: str) -> None:
 
 
 def _serve(settings: Settings) -> int:
+    if settings.metrics_folder:  # prometheus_client looks for it once, when it is imported
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_folder)
     from gateway.app import build  # the whole application; the other commands do without
     from gateway.server import ListenError, serve
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION
-from gateway.admission.queue import RoundRobinQueue
+from gateway.admission.queue import RoundRobinQueue, share
 from gateway.api import admin, conversations, messages, openai, ops, pages, responses, sign_in
 from gateway.api.relayed import RelayDoor
 from gateway.auth import Principal
@@ -37,6 +37,7 @@ from gateway.runner import Runner
 from gateway.settings import Settings
 
 OPEN_RETRY_SECONDS = 0.5
+MEASURE_SECONDS = 1.0
 
 log = logging.getLogger("deskmate.gateway")
 
@@ -48,13 +49,15 @@ class Gateway:
         self._settings = settings
         keys = Secrets.from_file(settings.secret_file)
         self.redis = RedisClient.from_settings(settings)
-        self.metrics = Metrics(VERSION)
+        self.metrics = Metrics(VERSION, settings.metrics_folder)
         self.engine = Engine(settings)
         self.store = RedisConversations(
             self.redis, retention_days=settings.retention_days, log_ttl_seconds=settings.log_ttl_seconds
         )
         self.queue = RoundRobinQueue(
-            lambda: self.engine.seats, per_person=settings.queue_per_person, max_wait_seconds=settings.max_wait_seconds
+            lambda: share(self.engine.seats, settings.gateways),
+            per_person=settings.queue_per_person,
+            max_wait_seconds=settings.max_wait_seconds,
         )
         self.engine.on_change(self.queue.dispatch)
         self.runner = Runner(self.store, self.queue, self.engine, self.metrics, holder=f"gw_{secrets.token_hex(6)}")
@@ -63,17 +66,16 @@ class Gateway:
         token = read_secret("DESKMATE_METRICS_TOKEN_FILE", file) if file else None
         self._ops = ops.OpsDoor(self.auth, self.redis, self.engine, self.metrics, settings, self._measure, token)
         self._stop_at = float("inf")
+        self.unusable: UnusableData | None = None  # why it stopped by itself
         self._asgi = Limits(self._application(keys), settings, render=self._render)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
     def drain(self) -> None:
-        """Take nothing new; what runs may go on for the drain time."""
-        self.unusable: UnusableData | None = None  # why it stopped by itself
+        """No longer be asked; what runs, and what still comes on an open connection, may go on for the drain time."""
         self._ops.draining = True
         self._stop_at = time.monotonic() + self._settings.drain_seconds
-        self.queue.drain()
 
     # composition --------------------------------------------------------------------------------------------------
     def _application(self, keys: Secrets) -> FastAPI:
@@ -104,10 +106,12 @@ class Gateway:
         opening = await self._open_storage()
         await self.engine.start()
         await self.runner.start()
+        measuring = asyncio.create_task(self._measure_for_others())
         try:
             yield
         finally:
             opening.cancel()
+            measuring.cancel()
             await self.runner.close(max(0.0, self._stop_at - time.monotonic()))
             await self.engine.close()
             await self.redis.aclose()
@@ -146,6 +150,12 @@ class Gateway:
         return True
 
     # counting -----------------------------------------------------------------------------------------------------
+    async def _measure_for_others(self) -> None:
+        """Whoever is scraped tells of all who share the folder, as far as they have measured themselves."""
+        while self._settings.metrics_folder:
+            self._measure()
+            await asyncio.sleep(MEASURE_SECONDS)
+
     def _measure(self) -> None:
         self.metrics.running.set(self.queue.in_flight)
         self.metrics.waiting.set(self.queue.waiting)

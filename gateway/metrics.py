@@ -1,10 +1,13 @@
 """Every metric of the gateway is declared here; the only importer of prometheus_client. Knows no route and no storage.
 
 Nothing is counted per token: a request is counted once, at its end. Labels are bounded sets, never people or ids.
+Several processes of one machine share a folder, and a scrape of any of them tells of all: what was counted by one that
+is gone still counts, so a restart is no step back; gauges are of those that live.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from gateway.turn import Finished
@@ -58,9 +62,13 @@ _ANSWER = ("deskmate_redis_answer_seconds", "Time Redis took to answer this scra
 
 
 class Metrics:
-    """All metrics of one gateway process, on a registry of its own."""
+    """All metrics of one gateway process, on a registry of its own.
 
-    def __init__(self, version: str) -> None:
+    `folder`: where it shares them; prometheus_client must have been told of it before it was imported.
+    """
+
+    def __init__(self, version: str, folder: Path | None = None) -> None:
+        self._folder = folder
         self._registry = CollectorRegistry()
         own = self._registry
         self.requests = Counter(
@@ -101,10 +109,22 @@ class Metrics:
             buckets=_TOKEN_BUCKETS,
             registry=own,
         )
-        self.running = Gauge("deskmate_requests_running", "Requests that hold a seat.", registry=own)
-        self.waiting = Gauge("deskmate_requests_waiting", "Requests in line.", registry=own)
-        self.seats = Gauge("deskmate_seats", "Seats of the engines that are ready.", registry=own)
-        self.up = Gauge("deskmate_up", "Whether a part is there: 1 or 0.", ("part",), registry=own)
+        self.running = Gauge(
+            "deskmate_requests_running", "Requests that hold a seat.", registry=own, multiprocess_mode="livesum"
+        )
+        self.waiting = Gauge(
+            "deskmate_requests_waiting", "Requests in line.", registry=own, multiprocess_mode="livesum"
+        )
+        self.seats = Gauge(
+            "deskmate_seats", "Seats of the engines that are ready.", registry=own, multiprocess_mode="livemax"
+        )
+        self.up = Gauge(
+            "deskmate_up",
+            "Whether a part is there: 1 or 0.",
+            ("part",),
+            registry=own,
+            multiprocess_mode="livemostrecent",
+        )
         self._redis = _Redis()
         own.register(self._redis)
         self.build = Gauge(
@@ -112,10 +132,11 @@ class Metrics:
             "Always 1; the version is its label.",
             ("version",),
             registry=own,
+            multiprocess_mode="livemax",
         )
         self.build.labels(version).set(1)
-        ProcessCollector(registry=own)
-        PlatformCollector(registry=own)
+        self._process = ProcessCollector(registry=own) if folder is None else _Processes(folder)
+        self._platform = PlatformCollector(registry=own)
 
     def turn_finished(self, outcome: Finished) -> None:
         """Count a turn of /v1/responses."""
@@ -160,7 +181,15 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition of all metrics, as Prometheus reads it."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry if self._folder is None else self._together(self._folder))
+
+    def _together(self, folder: Path) -> CollectorRegistry:
+        _forget_the_dead(folder)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, str(folder))  # type: ignore[no-untyped-call]
+        for collector in (self._redis, self._process, self._platform):
+            together.register(collector)
+        return together
 
     def table(self) -> str:
         """The metrics as a Markdown table: name, kind, labels, meaning. The docs hold it; a test compares."""
@@ -169,6 +198,36 @@ class Metrics:
         rows = [_row(m._name, type(m).__name__.lower(), m._documentation, m._labelnames) for m in declared]
         rows += [_row(m.name, m.type, m.documentation) for m in [*told, GaugeMetricFamily(*_ANSWER)]]
         return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+class _Processes(Collector):
+    """What ProcessCollector tells of one process, of each of them: its pid is a label."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for pid in sorted({pid for pid, _ in _gauges(self._folder)}):
+            for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                of_all = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                of_all.samples += [s._replace(labels={**s.labels, "pid": str(pid)}) for s in family.samples]
+        yield from families.values()
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Their gauges go. A file that its process does not have in memory is not its own: a pid is used again one day."""
+    for pid, file in _gauges(folder):
+        try:
+            is_held = str(file) in Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        except OSError:
+            is_held = False
+        if not is_held:
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+
+
+def _gauges(folder: Path) -> list[tuple[int, Path]]:
+    return [(int(file.stem.rpartition("_")[2]), file) for file in folder.glob("gauge_live*_*.db")]
 
 
 class _Redis(Collector):

@@ -152,7 +152,7 @@ class Relay:
     on_served: OnServed
 
     async def begin(self, order: Order) -> "RelayResponse":
-        """Take a place in line, at once. Raises Busy or Draining."""
+        """Take a place in line, at once. Raises Busy."""
         return RelayResponse(self, order, await self.admission.enqueue(order.ticket))
 
     async def ask(self, path: str, body: bytes, request_id: str) -> bytes:

@@ -1,6 +1,10 @@
 """Runs an ASGI application on uvicorn: sockets, TLS, shutdown, and what a client's bytes must keep to before they are a
 request. Knows no route.
 
+When it is asked to stop, it takes no new connection; where another process listens on the same socket, that one does.
+Whatever comes on a connection it has is answered, and told that this was the last on it (`Connection: close`). One that
+stays idle for a moment is closed: closed at once, it would break a request that is on its way.
+
 httptools refuses by itself: Content-Length beside Transfer-Encoding, either of them twice, folded headers, bare line
 feeds, signs and blanks in lengths. `_Protocol` adds: time and size of headers, their number, other transfer codings,
 other versions, targets that are no path, bodies behind an upgrade, long pipelines, trailers.
@@ -12,7 +16,7 @@ import signal
 import socket
 import sys
 from asyncio.events import TimerHandle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -29,8 +33,10 @@ HEADER_LIMIT_BYTES = 64 << 10
 HEADER_LIMIT_COUNT = 100
 _PIPELINE_LIMIT = 8
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection: they close it, not we under their request
+_LAST_IDLE_SECONDS = 1  # the same while we stop
 _SEND_BUFFER_BYTES = 128 << 10  # a reader that stalls holds this much of the kernel's memory, not megabytes
 _BACKLOG = 2048
+_CLOSE = (b"connection", b"close")
 
 
 class ListenError(Exception):
@@ -47,7 +53,24 @@ def serve(app: ASGIApp, settings: Settings, on_drain: Callable[[], None] | None 
         config.load()
     except OSError as fault:  # an SSLError is one too
         raise SettingsError(f"DESKMATE_TLS_CERT or DESKMATE_TLS_KEY cannot be used: {fault}") from None
-    _Server(config, on_drain).run(listen(settings.host, settings.port))
+    listeners = inherited(settings.listen_fd) if settings.listen_fd else listen(settings.host, settings.port)
+    _Server(config, on_drain).run(listeners)
+
+
+def inherited(descriptors: Sequence[int]) -> list[socket.socket]:
+    """The listening sockets that whoever started this process has opened. Raises ListenError."""
+    return [_inherited(descriptor) for descriptor in descriptors]
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=descriptor)
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return listener
+        listener.detach()
+    except OSError:
+        pass
+    raise ListenError(f"DESKMATE_LISTEN_FD names {descriptor}, which is no listening socket of this process")
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -102,6 +125,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._on_drain:
             self._on_drain()
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         await super().shutdown(sockets)
 
     @contextmanager
@@ -162,6 +186,18 @@ class _Protocol(HttpToolsProtocol):
         elif self._is_idle():
             self._start_timer()
 
+    def shutdown(self) -> None:
+        """Called by uvicorn once when it stops, instead of what it would do: cut whoever is not being answered."""
+        self.timeout_keep_alive = _LAST_IDLE_SECONDS
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = self.loop.call_later(_LAST_IDLE_SECONDS, self.timeout_keep_alive_handler)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.default_headers = self.server_state.default_headers
+        elif not self._in_headers:
+            self._stop_timer()
+            self._start_timer()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
@@ -215,9 +251,10 @@ class _Protocol(HttpToolsProtocol):
         if self._may_answer():
             response = render_plainly({}, refusal)
             headers = [*self.server_state.default_headers, *response.raw_headers, *self.security_headers]
+            headers += [] if self._is_stopping() else [_CLOSE]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             lines += b"x-request-id: " + new_request_id().encode() + b"\r\n"
-            lines += b"cache-control: no-store\r\nconnection: close\r\n\r\n"
+            lines += b"cache-control: no-store\r\n\r\n"
             self.transport.write(STATUS_LINE[refusal.status] + lines + bytes(response.body))
         self.transport.close()
 
@@ -233,9 +270,14 @@ class _Protocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete)
 
+    def _is_stopping(self) -> bool:
+        return _CLOSE in self.server_state.default_headers
+
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_later(self.header_seconds, self._too_slow)
+            is_last = self._is_stopping() and not self._in_headers
+            seconds = min(self.header_seconds, _LAST_IDLE_SECONDS) if is_last else self.header_seconds
+            self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 PREFIX = "DESKMATE_"
 ELSEWHERE = frozenset({"DESKMATE_HOME"})  # the launcher's own; not ours, not a mistake
@@ -34,6 +34,9 @@ class Settings:
 
     host: str = _setting("Address to listen on.", "127.0.0.1")
     port: int = _setting("Port to listen on.", 8000)
+    listen_fd: tuple[int, ...] = _setting(
+        "Inherited listening sockets (file descriptors) to serve instead; the supervisor sets it.", ()
+    )
     tls_cert: Path | None = _setting("Certificate chain (PEM); with it the gateway speaks HTTPS.", None)
     tls_key: Path | None = _setting("Private key of the certificate (PEM).", None)
     public_url: str | None = _setting(
@@ -50,6 +53,9 @@ class Settings:
     plan_file: Path | None = _setting("The local worker's plan (JSON), readable before the engine has loaded.", None)
     status_file: Path | None = _setting("The supervisor's status (JSON), shown by `/readyz`.", None)
     model_aliases: tuple[str, ...] = _setting("Further names under which the served model may be asked for.", ())
+    gateways: int = _setting(
+        "Gateway processes that share the engines, on all machines; each gives out its share of their seats.", 1
+    )
     seats: int = _setting("Requests in flight per worker when it serves no plan (a bare vLLM).", 16)
     context_tokens: int | None = _setting("Context length when a bare vLLM does not tell it.", None)
     tool_parser: str | None = _setting(
@@ -78,6 +84,9 @@ class Settings:
     )
     metrics_token_file: Path | None = _setting(
         "File with a secret, at least 32 bytes, that may read the metrics from another machine as `Bearer` token.", None
+    )
+    metrics_folder: Path | None = _setting(
+        "Folder in which the gateways of one machine share their metrics; unset: each tells its own.", None
     )
     delegate_header: str | None = _setting("Header in which a key with scope `delegate` names its person.", None)
 
@@ -121,8 +130,8 @@ def _default(f: "Field[Any]") -> str:
 def _parse(name: str, text: str, kind: Any) -> Any:
     if isinstance(kind, UnionType):
         kind = next(k for k in get_args(kind) if k is not type(None))
-    if kind == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if get_origin(kind) is tuple:
+        return tuple(_parse(name, part.strip(), get_args(kind)[0]) for part in text.split(",") if part.strip())
     try:
         return kind(text)
     except ValueError:

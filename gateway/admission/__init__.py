@@ -40,5 +40,5 @@ class Admission(Protocol):
         ...
 
     async def enqueue(self, ticket: Ticket) -> Place:
-        """Take a place: instant. Raises Busy as `check`, Draining while the gateway stops."""
+        """Take a place: instant. Raises Busy as `check`."""
         ...

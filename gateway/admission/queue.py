@@ -11,10 +11,15 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 
 from gateway.admission import Ticket, Waiting
-from gateway.errors import Busy, Draining
+from gateway.errors import Busy
 
 UPDATE_SECONDS = 1.0
 _NEWEST_WEIGHT = 0.2  # of the moving average of how long a seat is held
+
+
+def share(seats: int, gateways: int) -> int:
+    """What one of several gateways gives out of seats they all see; each has one while there is any."""
+    return max(1, seats // max(1, gateways)) if seats else 0
 
 
 class RoundRobinQueue:
@@ -26,7 +31,6 @@ class RoundRobinQueue:
         self._max_wait_seconds = max_wait_seconds
         self._lines: OrderedDict[str, deque[_Place]] = OrderedDict()  # in the order of the round; no empty line
         self._held_seconds: float | None = None
-        self._draining = False
         self.in_flight = 0
 
     @property
@@ -34,8 +38,6 @@ class RoundRobinQueue:
         return sum(len(line) for line in self._lines.values())
 
     async def check(self, ticket: Ticket) -> None:
-        if self._draining:
-            raise Draining("The gateway is stopping; ask again in a moment.")
         line = self._lines.get(ticket.person, ())
         eta = self._eta(len(self._lines) + 1) or 0.0  # who has no line yet has one of each other person before them
         if len(line) >= self._per_person:
@@ -62,10 +64,6 @@ class RoundRobinQueue:
                 self._lines[person] = line  # to the end of the round
             self.in_flight += 1
             place.take_seat()
-
-    def drain(self) -> None:
-        """Refuse whoever comes from now on."""
-        self._draining = True
 
     def position(self, place: "_Place") -> int:
         """1 for the place that gets the next free seat."""

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from gateway.errors import Refusal
 from gateway.limits import Limits, render_plainly
-from gateway.server import ListenError, listen, serve
+from gateway.server import ListenError, inherited, listen, serve
 from gateway.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -375,6 +375,41 @@ def test_an_ordered_stop_lets_a_running_answer_end_and_exits_with_zero() -> None
         stop(server)
 
 
+def test_while_it_stops_what_comes_is_answered_as_the_last_and_the_idle_are_closed_after_a_moment() -> None:
+    server = start()
+    try:
+        with server.connect() as silent, server.connect() as idle, server.connect() as kept, server.connect() as busy:
+            for connection in (idle, kept):
+                connection.sendall(request("GET /seen", close=False))
+                assert b"connection: close" not in connection.recv(65536)
+            busy.sendall(request("GET /slow", close=False))
+            first = busy.recv(65536)
+            server.process.send_signal(signal.SIGTERM)
+            until_refused(server)
+            kept.sendall(request("GET /seen", close=False))
+            begin = time.monotonic()
+            answer = read_all(kept)
+            assert status(answer) == 200 and answer.count(b"connection: close") == 1
+            assert (read_all(idle), read_all(silent)) == (b"", b"")
+            assert 0.5 < time.monotonic() - begin < 5
+            while not first.endswith(b"0\r\n\r\n"):
+                first += busy.recv(65536)
+            busy.sendall(request("GET /seen", close=False))
+            answer = read_all(busy)
+            assert first.count(b"tick") == 10 and status(answer) == 200 and answer.count(b"connection: close") == 1
+        assert server.process.wait(5) == 0
+    finally:
+        stop(server)
+
+
+def until_refused(server: Server) -> None:
+    while True:
+        try:
+            server.connect().close()
+        except ConnectionRefusedError:
+            return
+
+
 def test_an_answer_that_does_not_end_is_cut_after_the_drain_time() -> None:
     server = start(drain_seconds="1")
     try:
@@ -428,6 +463,18 @@ def test_a_port_in_use_is_named() -> None:
             listen("127.0.0.1", port)
     with pytest.raises(ListenError, match="cannot listen on host"):
         listen("host.invalid", 0)
+
+
+def test_inherited_sockets_that_are_none_are_named() -> None:
+    with socket.socket() as no_listener, socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(
+            ListenError, match=f"DESKMATE_LISTEN_FD names {no_listener.fileno()}, which is no listening"
+        ):
+            inherited([no_listener.fileno()])
+        with pytest.raises(ListenError, match="DESKMATE_LISTEN_FD names 9999, which is no listening"):
+            inherited([9999])
+        with inherited([os.dup(listener.fileno())])[0] as handed_on:
+            assert handed_on.getsockname() == listener.getsockname()
 
 
 async def _nothing(scope: object, receive: object, send: object) -> None: ...

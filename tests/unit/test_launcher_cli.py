@@ -58,7 +58,8 @@ def test_commands_that_only_look_make_nothing(checkout: Path, words: list[str]):
 
 
 @pytest.mark.parametrize(
-    "words", [["status"], ["down"], ["logs"], ["user", "list"], ["key", "create", "--user", "Ada"]]
+    "words",
+    [["status"], ["down"], ["restart", "gateway"], ["logs"], ["user", "list"], ["key", "create", "--user", "Ada"]],
 )
 def test_without_a_running_stack_they_say_so_with_exit_code_3(tmp_path: Path, words: list[str]):
     done = deskmate(*words, environment={"DESKMATE_HOME": str(tmp_path / "var")})
@@ -93,6 +94,8 @@ def test_without_python_or_venv_it_says_what_to_install(tmp_path: Path):
         (["up", "--worker-url", "there"], 2, "there"),
         (["logs", "printer"], 2, "printer"),
         (["up", "--seats", "0"], 2, "--seats"),
+        (["up", "--gateways", "0"], 2, "--gateways"),
+        (["restart", "redis"], 2, "redis"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name_before_anything_is_installed(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,12 @@ from typing import Any
 
 import pytest
 
+from deploy import control
+from deploy.door import BACKLOG, SEND_BUFFER_BYTES, opened
+from deploy.errors import Refusal
 from deploy.home import Home
 from deploy.processes import processes
+from gateway import server
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60.0
@@ -29,8 +34,8 @@ from deploy.errors import Refusal
 from deploy.home import Home
 from deploy.local import Stack
 from deploy.wishes import Wishes
-home, root, port, model = sys.argv[1:5]
-wishes = Wishes(port=int(port), model=Path(model) if model else None)
+home, root, port, model, gateways = sys.argv[1:6]
+wishes = Wishes(port=int(port), model=Path(model) if model else None, gateways=int(gateways))
 try:
     asyncio.run(Stack(Home(Path(home)), Path(root), wishes, os.environ).run())
 except Refusal as refusal:
@@ -39,21 +44,25 @@ except Refusal as refusal:
 """
 
 GATEWAY = """
-import json, os, signal, sys
+import json, os, signal, socket, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+if Path("bad-gateway").exists(): sys.exit("no such setting")
 class Page(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"ok")
+        self.wfile.write(str(os.getpid()).encode())
     def log_message(self, *words): pass
 def on_term(number, frame):
     with open("events", "a") as events: events.write("gateway ended\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, on_term)
 Path("gateway-environment").write_text(json.dumps({k: v for k, v in os.environ.items() if k.startswith("DESKMATE_")}))
-HTTPServer((os.environ["DESKMATE_HOST"], int(os.environ["DESKMATE_PORT"])), Page).serve_forever()
+server = HTTPServer(("", 0), Page, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(os.environ["DESKMATE_LISTEN_FD"]))
+print("gateway: listening on", server.socket.getsockname(), flush=True)
+server.serve_forever()
 """
 
 WORKER = """
@@ -102,12 +111,13 @@ class Machine:
         self.home.create()
         self.home.env.symlink_to(sys.prefix)
         self.port = free_port()
+        self.gateways = 1
         self.mark = uuid.uuid4().hex
         self.started: list[subprocess.Popen[str]] = []
 
     def up(self) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")}
-        arguments = [str(self.home.folder), str(self.root), str(self.port), str(self.model)]
+        arguments = [str(self.home.folder), str(self.root), str(self.port), str(self.model), str(self.gateways)]
         supervisor = subprocess.Popen(
             [sys.executable, "-c", SUPERVISOR, *arguments],
             cwd=ROOT,
@@ -139,6 +149,11 @@ class Machine:
         supervisor = self.up()
         self.until(lambda: self.status()["ready"], supervisor)
         return supervisor
+
+    def ask(self) -> int:
+        """The pid of the gateway that answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=DEADLINE_SECONDS) as answer:
+            return int(answer.read())
 
     def survivors(self) -> list[str]:
         """All that inherited this machine's mark, or works in its folders (Redis overwrites what it inherited)."""
@@ -231,6 +246,71 @@ def test_every_part_that_is_killed_is_restarted(machine: Machine, name: str):
     assert machine.part(name)["restarts"] == 1
 
 
+def test_several_gateways_share_one_door_and_each_has_a_log_and_a_line(machine: Machine, capsys: Any):
+    machine.gateways = 2
+    machine.up_and_ready()
+    names = ["redis", "gateway-1", "gateway-2", "worker", "engine"]
+    assert [part["name"] for part in machine.status()["parts"]] == names
+    settings = json.loads((machine.root / "gateway-environment").read_text())
+    assert settings["DESKMATE_GATEWAYS"] == "2"
+    assert Path(settings["DESKMATE_METRICS_FOLDER"]).is_dir()
+    control.show_status(machine.home, as_json=False)
+    control.show_logs(machine.home, "gateway", 50, keep_on=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(name in line and " ready " in line for line in lines) for name in names)
+    assert all(any(line.startswith(f"{name}  gateway: listening on") for line in lines) for name in names[1:3])
+
+
+def test_a_restart_replaces_one_gateway_after_the_other_and_their_guard_knows_the_new_ones(machine: Machine):
+    machine.gateways = 2
+    supervisor = machine.up_and_ready()
+    before = [part["pid"] for part in machine.status()["parts"]]
+    control.restart(machine.home, "gateway")
+    after = [part["pid"] for part in machine.status()["parts"]]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True, True]
+    assert machine.status()["ready"]
+    assert machine.ask() in after[1:3]
+    assert not set(before[1:3]) & {int(line.split()[0]) for line in machine.survivors()}
+    supervisor.kill()
+    supervisor.wait()
+    machine.until_nothing_runs()
+
+
+def test_a_successor_that_does_not_start_leaves_the_running_gateway_where_it_is(machine: Machine):
+    supervisor = machine.up_and_ready()
+    pid = machine.part("gateway")["pid"]
+    (machine.root / "bad-gateway").touch()
+    with pytest.raises(Refusal, match="does not start; its log says why"):
+        control.restart(machine.home, "gateway")
+    assert machine.ask() == pid
+    (machine.root / "bad-gateway").unlink()
+    os.kill(pid, signal.SIGKILL)
+    machine.until(lambda: machine.part("gateway")["pid"] not in (pid, None) and machine.status()["ready"], supervisor)
+    control.restart(machine.home, "gateway")
+    assert machine.ask() == machine.part("gateway")["pid"]
+
+
+def test_a_restart_of_the_worker_returns_when_the_next_one_answers(machine: Machine):
+    machine.up_and_ready()
+    pid = machine.part("worker")["pid"]
+    control.restart(machine.home, "worker")
+    assert machine.part("worker")["pid"] != pid
+    assert machine.part("worker")["state"] == "ready"
+    assert (machine.root / "events").read_text() == "worker ended, Redis still there\n"
+
+
+def test_while_the_only_gateway_is_away_a_question_waits_and_is_answered(machine: Machine):
+    machine.up_and_ready()
+    pid = machine.part("gateway")["pid"]
+    os.kill(pid, signal.SIGSTOP)  # takes nothing more: what comes now stands in the kernel's queue
+    with socket.create_connection(("127.0.0.1", machine.port), timeout=DEADLINE_SECONDS) as waiting:
+        waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        os.kill(pid, signal.SIGKILL)
+        answer = b"".join(iter(lambda: waiting.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 200")
+    assert int(answer.split()[-1]) not in (pid, None)
+
+
 def test_when_the_supervisor_is_killed_its_guard_ends_the_parts(machine: Machine):
     supervisor = machine.up_and_ready()
     sockets = Path(json.loads((machine.home.run / "stack.json").read_text())["sockets"])
@@ -278,6 +358,15 @@ def test_a_taken_port_is_named_with_its_owner_and_nothing_is_started(machine: Ma
     assert f"port {machine.port}" in output
     assert f"pid {os.getpid()}" in output
     assert machine.survivors() == []
+
+
+def test_the_door_is_as_a_gateway_would_open_it():
+    assert (BACKLOG, SEND_BUFFER_BYTES) == (server._BACKLOG, server._SEND_BUFFER_BYTES)
+    for ours, theirs in zip(opened("localhost", 0), server.listen("localhost", 0), strict=True):
+        with ours, theirs:
+            assert (ours.family, ours.gettimeout()) == (theirs.family, theirs.gettimeout()) == (ours.family, 0.0)
+            sizes = [one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for one in (ours, theirs)]
+            assert sizes[0] == sizes[1] != 0
 
 
 def test_a_second_start_on_the_same_data_folder_is_refused_with_its_own_code(machine: Machine):

@@ -10,8 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from gateway.admission import Ticket, Waiting
 from gateway.admission import queue as module
-from gateway.admission.queue import RoundRobinQueue
-from gateway.errors import Busy, Draining
+from gateway.admission.queue import RoundRobinQueue, share
+from gateway.errors import Busy
 
 PER_PERSON = 5
 
@@ -182,15 +182,11 @@ async def test_who_leaves_while_waiting_is_forgotten_and_gets_no_seat():
     assert seats.shown(patient) == 0 and seats.queue.waiting == 0 and seats.queue.in_flight == 1
 
 
-def test_while_it_drains_nobody_new_is_taken_and_whoever_waits_is_still_served():
-    seats = Seats(1)
-    running, waiting = seats.enter("a"), seats.enter("b")
-    seats.queue.drain()
-    for attempt in (seats.queue.check, seats.queue.enqueue):
-        with pytest.raises(Draining):
-            at_once(attempt(ticket("a")))
-    at_once(running.release(1))
-    assert seats.shown(waiting) == 0
+@pytest.mark.parametrize(
+    ("seats", "gateways", "each"), [(16, 1, 16), (16, 2, 8), (7, 2, 3), (2, 3, 1), (0, 2, 0), (16, 0, 16)]
+)
+def test_gateways_that_share_the_engines_give_out_no_seat_twice_and_each_has_one(seats: int, gateways: int, each: int):
+    assert share(seats, gateways) == each
 
 
 def test_a_person_whose_line_is_full_is_refused_with_the_time_to_wait_and_others_are_not():
