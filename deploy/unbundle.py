@@ -265,7 +265,10 @@ def first_member(source: Source, missing: dict[str, str]) -> Manifest:
 
 
 def understood(path: Path, text: bytes) -> Manifest:
-    said = json.loads(text)
+    try:
+        said = dict(json.loads(text))
+    except ValueError:
+        refuse(path, f"its {MANIFEST} says nothing that can be read; copy the bundle again")
     if said.get("format") != FORMAT:
         refuse(path, f"it has format {said.get('format')} and this Deskmate reads {FORMAT}; {use_inside(path)}")
     return Manifest(**{field.name: said.get(field.name) for field in fields(Manifest)})
