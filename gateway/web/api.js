@@ -61,7 +61,28 @@ export function conversations({ after, query, limit = 30 } = {}) {
   return json("GET", `/v1/conversations?${parameters}`);
 }
 export const conversation = (id) => json("GET", path`/v1/conversations/${id}`);
-export const createConversation = () => json("POST", "/v1/conversations", { body: {} });
+const MOST_ITEMS = 20; // in one request
+
+/** A new conversation that begins with `messages`, each `{role, text}`. */
+export async function createConversation({ metadata = {}, messages = [] } = {}) {
+  const items = messages.map(({ role, text }) => ({ type: "message", role, content: text }));
+  const made = await json("POST", "/v1/conversations", { body: { metadata, items: items.slice(0, MOST_ITEMS) } });
+  for (let at = MOST_ITEMS; at < items.length; at += MOST_ITEMS) {
+    await json("POST", path`/v1/conversations/${made.id}/items`, { body: { items: items.slice(at, at + MOST_ITEMS) } });
+  }
+  return items.length > MOST_ITEMS ? conversation(made.id) : made;
+}
+
+/** All conversations of one tree of branches, the last used first. */
+export async function tree(root) {
+  const all = [];
+  for (let page = { has_more: true }; page.has_more;) {
+    const parameters = new URLSearchParams({ root, limit: 100, ...(page.last_id ? { after: page.last_id } : {}) });
+    page = await json("GET", `/v1/conversations?${parameters}`);
+    all.push(...page.data);
+  }
+  return all;
+}
 export const updateConversation = (id, metadata) => json("POST", path`/v1/conversations/${id}`, { body: { metadata } });
 export const deleteConversation = (id) => send("DELETE", path`/v1/conversations/${id}`);
 
@@ -76,9 +97,13 @@ export async function items(id) {
   return all;
 }
 
-/** Opens the stream of a new turn; the same `key` posted again joins the same turn. */
-export const respond = (body, key, signal) =>
-  send("POST", "/v1/responses", { body: { ...body, stream: true }, headers: { "idempotency-key": key }, signal });
+/** Opens the stream of a new turn; the same `key` posted again joins the same turn. Refused unless the conversation is at `version`. */
+export const respond = (body, key, version, signal) =>
+  send("POST", "/v1/responses", {
+    body: { ...body, stream: true },
+    headers: { "idempotency-key": key, ...(version === null ? {} : { "if-match": String(version) }) },
+    signal,
+  });
 /** Opens the stream of a turn again, after event number `sequence` (-1: from its beginning). */
 export const resume = (id, sequence, signal) =>
   send("GET", path`/v1/responses/${id}` + "?stream=true" + (sequence < 0 ? "" : `&starting_after=${sequence}`), { signal });

@@ -2,7 +2,7 @@
 import { createAdmin } from "./admin.js";
 import * as api from "./api.js";
 import { createChat } from "./chat.js";
-import { createList } from "./conversations.js";
+import { createList, deleteTree } from "./conversations.js";
 import { confirmed, copyButton, h, icon, iconButton } from "./dom.js";
 import { createNotes, describe } from "./errors.js";
 import { LANGUAGES, currentLanguage, preferred, say, setLanguage, t } from "./i18n.js";
@@ -10,6 +10,7 @@ import { createRenderer } from "./markdown.js";
 import { createSettings } from "./settings.js";
 import { changePassword, createSignIn, takeLinkToken } from "./signin.js";
 import { createStart } from "./start.js";
+import { watch } from "./watch.js";
 
 main();
 
@@ -61,8 +62,9 @@ function showDesk(user) {
   const start = createStart({ onState: heard });
   const chat = createChat({
     user, notes, sampling: settings.sampling, render: createRenderer(), onSignedOut: signedOut, startPanel: start.node, onChange: changed,
+    onVersion: (id) => (location.hash = chatAddress(id)),
   });
-  const list = createList({ notes, onDeleted: (id) => id === chat.id && goNew(), onNamed: named });
+  const list = createList({ notes, onDeleted: (root) => root === chat.root && goNew(), onNamed: named, onLoaded: chat.heard });
   const admin = user.role === "administrator" ? createAdmin({ user, notes }) : null;
 
   const title = h("h1", { class: "title", say: "new_chat" });
@@ -115,12 +117,13 @@ function showDesk(user) {
   }
 
   /** A conversation came into being (`opened`), began a turn or ended one; without an `id`, the new one is gone again. */
-  function changed({ id, opened }) {
+  function changed({ id, opened, backTo = null }) {
     if (opened) address(chatAddress(id));
-    if (id === null) history.replaceState(kept(), "", "#/");
-    if (opened || id === null) list.setOpen(id);
+    if (id === null) history.replaceState(kept(), "", backTo === null ? "#/" : chatAddress(backTo));
+    if (opened || id === null) list.setOpen(chat.root);
     clearing.disabled = id === null;
     list.load().catch(notes.fail);
+    if (id !== null) lookSoon();
   }
 
   function named(name) {
@@ -156,7 +159,7 @@ function showDesk(user) {
   async function clear() {
     if (chat.noTrace) return setNoTrace(true, { anew: true });
     if (chat.id === null || !(await confirmed("clear_title", "clear_text", "clear_action"))) return;
-    await api.deleteConversation(chat.id);
+    await deleteTree(chat.root);
     goNew();
     await list.load();
   }
@@ -210,9 +213,10 @@ function showDesk(user) {
     closeSide();
     const opening = chat.open(decodeURIComponent(id));
     dress();
-    list.setOpen(chat.id);
+    list.setOpen(chat.root);
     try {
       await opening;
+      list.setOpen(chat.root);
       if (chat.title) named(chat.title);
     } catch (error) {
       notes.fail(error);
@@ -223,6 +227,8 @@ function showDesk(user) {
 
   addEventListener("popstate", notes.guarded(route), { signal: leaving.signal });
   addEventListener("keydown", (event) => event.key === "Escape" && closeSide(), { signal: leaving.signal });
+  const lookSoon = watch(chat.look, { signal: leaving.signal, soonMs: 2500, longestMs: 20_000 });
+  watch(() => list.load(), { signal: leaving.signal, soonMs: 10_000, longestMs: 60_000 });
   dress();
   list.load().catch(notes.fail);
   route().catch(notes.fail);

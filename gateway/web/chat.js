@@ -1,12 +1,14 @@
-// The conversation on screen: what was said, the turn that runs now, and the box to ask in. Knows the API and the
-// bubbles; not the list of conversations, which hears of changes through `onChange`.
+// The conversation on screen: opens it, asks, branches, and stays in step with what happens to it elsewhere. Knows the
+// API, the thread and the box to ask in; not the list of conversations, which hears of changes through `onChange`.
 import * as api from "./api.js";
+import { TITLE, beginning, messagesOf, partings, rootOf } from "./branches.js";
 import { createComposer } from "./composer.js";
 import { debounced, h, icon } from "./dom.js";
 import { say, t } from "./i18n.js";
-import { askBeforeLeaving, createAnswer, question, stateText } from "./message.js";
-import { Broken, follow } from "./stream.js";
-import { isOver, itemText, newTurn, settle } from "./turn.js";
+import { askBeforeLeaving } from "./message.js";
+import { createRunner, spokenEnd } from "./run.js";
+import { createThread } from "./thread.js";
+import { isOver, newTurn } from "./turn.js";
 
 const NEAR_BOTTOM_PX = 60;
 const COUNT_AFTER_MS = 400;
@@ -14,41 +16,54 @@ const EXAMPLES = ["example_1", "example_2", "example_3"];
 
 /**
  * The chat. `sampling()` gives the settings as request fields and `rounds`; `render` makes nodes of Markdown;
- * `notes` tells failures; `onChange({id})` hears that a conversation came into being, began or ended a turn.
+ * `notes` tells failures; `onChange({id})` hears that a conversation came into being, began or ended a turn;
+ * `onVersion(id)` that another branch is wanted on screen.
  */
-export function createChat({ user, sampling, render, notes, onChange, onSignedOut, startPanel }) {
-  const thread = h("div", { class: "thread", role: "log", "aria-live": "off", label: "thread" });
+export function createChat({ user, sampling, render, notes, onChange, onVersion, onSignedOut, startPanel }) {
+  const thread = createThread({
+    render, onEdit: branch, onAgain: (entry) => branch(...questionOf(entry)), onVersion: switchTo,
+  });
   const welcome = h("div", { class: "welcome" },
     h("h2", { say: ["welcome", { name: user.name }] }), h("p", { say: "welcome_hint" }),
     h("ul", { class: "examples" }, ...EXAMPLES.map((key) =>
       h("li", {}, h("button", { type: "button", say: key, on: { click: () => composer.suggest(t(key)) } })))));
   const jump = h("button", { type: "button", class: "jump", tip: "jump", hidden: true, on: { click: () => stick(true) } }, icon("down"));
-  const scroller = h("div", { class: "scroller" }, startPanel, welcome, thread);
+  const scroller = h("div", { class: "scroller" }, startPanel, welcome, thread.node);
   const spoken = h("p", { class: "visually-hidden", role: "status" });
-  const composer = createComposer({ onAsk: ask, onStop: stop, onInput: () => recount() });
+  const composer = createComposer({ onAsk: ask, onStop: () => runner.stop(current), onInput: () => recount() });
   composer.node.append(jump);
   const node = h("section", { class: "chat" }, scroller, composer.node, spoken);
+  const runner = createRunner({
+    thread, spoken, sampling, notes, onSignedOut, onStarted: started, onBegun: begun, onUndone: undone, onEnded: ended,
+    onElsewhere: (here, text) => elsewhere(here, text).catch(notes.fail),
+    onLost: (here, turn) => ((here.lost = turn), reload(here).catch(notes.fail)),
+  });
 
   let current = fresh(false); // what is on screen; replaced, never emptied, so that a turn left behind cannot write here
   let sticking = true;
 
+  /** `origin`: what a branch begins with; `tree`: its conversation with all branches; `loading`: until its words are here. */
   function fresh(noTrace) {
-    return { id: null, title: null, noTrace, said: [], run: null };
+    return { id: null, version: null, conversation: null, noTrace, said: [], run: null, origin: null, tree: [], loading: false, lost: null, sendAfter: false };
   }
 
-  function show(next) {
+  function show(next, { from = 0 } = {}) {
     current.run?.controller.abort();
     current = next;
-    thread.replaceChildren();
+    thread.cut(from);
     composer.setRunning(false);
     composer.setNoTrace(next.noTrace);
+    composer.offer(null);
     mood();
+    arrows();
     recount();
   }
 
   function mood() {
-    node.classList.toggle("begun", thread.childElementCount > 0);
-    welcome.hidden = thread.childElementCount > 0;
+    const { length } = thread.entries;
+    node.classList.toggle("begun", length > 0);
+    welcome.hidden = length > 0;
+    thread.node.classList.toggle("busy", current.run !== null || current.loading);
   }
 
   function startNew({ noTrace = false } = {}) {
@@ -56,159 +71,186 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     composer.focus();
   }
 
+  // --- opening, and staying in step -----------------------------------------------------------------------------------
+
   async function open(id) {
-    const opened = { ...fresh(false), id };
-    show(opened);
-    const [conversation, items] = await Promise.all([api.conversation(id), api.items(id)]);
+    const { tree } = current;
+    const isVersion = tree.some((one) => one.id === id); // what it shares with the one on screen stays there
+    if (isVersion) sticking = false;
+    const opened = { ...fresh(false), id, loading: true, tree: isVersion ? tree : [] };
+    show(opened, isVersion ? { from: thread.entries.findLastIndex((entry) => !entry.unsent) + 1 } : {});
+    try {
+      await reload(opened);
+    } finally {
+      opened.loading = false;
+      if (current === opened) mood();
+    }
     if (current !== opened) return;
-    opened.title = conversation.metadata?.["deskmate:title"] ?? null;
-    for (const item of items) if (item.type === "message") replay(item);
-    mood();
-    stick(true);
-    const running = conversation["deskmate:running"];
-    if (running) run(opened, { ...newTurn({ live: false }), id: running });
+    if (wanted?.id === id) landed();
+    else stick(true);
+    growTree(opened).catch(notes.fail);
   }
 
-  function replay(item) {
-    if (item.role === "user") thread.append(question(itemText(item)));
-    else if (item.role === "assistant") {
-      const answer = createAnswer(render);
-      thread.append(answer.node);
-      const status = item.status === "incomplete" || item.status === "cancelled" ? item.status : "completed";
-      answer.show({ ...newTurn({ live: false }), status, text: itemText(item) });
-    }
+  /** Shows what the server has, and follows the turn that runs there. Whether other words are on screen now. */
+  async function reload(here) {
+    const [conversation, items] = await Promise.all([api.conversation(here.id), api.items(here.id)]);
+    if (current !== here || here.run) return false;
+    Object.assign(here, { conversation, version: conversation.version });
+    const messages = messagesOf(items);
+    const changed = thread.bring(messages);
+    mood();
+    arrows();
+    const running = conversation["deskmate:running"];
+    const isWritten = messages.some(({ role, response }) => role === "assistant" && response === running);
+    if (running && !isWritten && running !== here.lost) runner.run(here, { ...newTurn({ live: false }), id: running });
+    return changed;
   }
+
+  /** Whether the conversation had changed elsewhere; what changed is shown then. */
+  async function look() {
+    const here = current;
+    if (here.id === null || here.loading || here.run) return false;
+    const found = await api.conversation(here.id).catch((error) => gone(here, error));
+    if (!found || current !== here || here.run) return false;
+    const isSame = found.version === here.version && !found["deskmate:running"];
+    here.conversation = found;
+    if (isSame) return false;
+    await reload(here);
+    if (current === here) onChange({ id: here.id });
+    return true;
+  }
+
+  function gone(here, error) {
+    if (error.status !== 404) throw error;
+    if (current !== here) return;
+    notes.say("deleted_elsewhere");
+    startNew();
+    onChange({ id: null });
+  }
+
+  async function growTree(here) {
+    const tree = await api.tree(rootOf(here.conversation));
+    here.tree = tree;
+    if (current === here) arrows();
+  }
+
+  /** Conversations as the list knows them now: branches of this one may be among them that were made elsewhere. */
+  function heard(listed) {
+    const here = current;
+    if (!here.conversation) return;
+    const known = new Map(here.tree.map((one) => [one.id, one.version]));
+    const isNews = (one) => one.id !== here.id && rootOf(one) === rootOf(here.conversation) && one.version !== known.get(one.id);
+    if (listed.some(isNews)) growTree(here).catch(() => {}); // the next list asks again
+  }
+
+  // --- asking -----------------------------------------------------------------------------------------------------------
 
   function ask(text) {
-    if (current.run) return;
-    thread.append(question(text));
+    if (current.run || current.loading) return;
+    composer.clear();
+    composer.offer(null);
+    askIn(current, text);
+  }
+
+  function askIn(here, text) {
+    const question = thread.question(text, { unsent: true, branching: !here.noTrace });
     mood();
     stick(true);
-    composer.clear();
-    run(current, newTurn(), text);
+    runner.run(here, newTurn(), { text, question });
   }
 
-  /** Runs a turn to its end on screen: a new one that asks `text`, or (without) one that already runs on the server. */
-  async function run(here, turn, text = null) {
-    const answer = createAnswer(render);
-    thread.append(answer.node);
-    answer.show(turn);
+  /** Goes another way from a message on: a conversation of its own, which shares what was said before. */
+  function branch(entry, text) {
+    const here = current;
+    const index = thread.indexOf(entry);
+    if (here.run || here.loading || here.conversation === null || index < 0) return;
+    const origin = { ...beginning(here.conversation, thread.entries, index, Date.now()), from: here.id };
+    const tree = here.tree.length ? here.tree : [here.conversation];
+    show({ ...fresh(false), origin, tree }, { from: index });
+    askIn(current, text);
+  }
+
+  function questionOf(answer) {
+    const before = thread.entries.slice(0, thread.indexOf(answer)).findLast(({ role }) => role === "user");
+    return [before, before?.text];
+  }
+
+  function started(here) {
     stick(sticking);
-    const me = { controller: new AbortController(), turn, answer, stopWanted: false };
-    here.run = me;
+    mood();
     composer.setRunning(true);
-    try {
-      const opener = text === null ? resumer(me) : asker(here, me, text);
-      await followTo(here, me, opener);
-    } catch (error) {
-      if (!isOver(me.turn)) failed(here, me, text, error);
-    } finally {
-      ended(here, me, text);
-    }
+    arrows();
   }
 
-  async function followTo(here, me, open) {
-    const { signal } = me.controller;
-    const steps = follow(me.turn, { open, signal, resumable: !here.noTrace, onBreak: () => me.answer.pause("reconnecting") });
-    for await (const turn of steps) {
-      const begins = me.turn.id === null && turn.id !== null;
-      if (begins || turn.position !== me.turn.position || turn.progress !== me.turn.progress) announce(turn);
-      me.turn = turn;
-      me.answer.show(turn);
-      if (begins && here.id) onChange({ id: here.id });
-      if (begins && me.stopWanted) cancel(me);
-    }
+  function begun(here, opened) {
+    const others = here.tree.filter((one) => one.id !== here.id);
+    if (others.length) here.tree = [{ ...here.conversation, version: here.version }, ...others]; // the newest now
+    if (current !== here) return;
+    arrows();
+    onChange({ id: here.id, opened });
   }
 
-  const resumer = (me) => (turn) => api.resume(turn.id, turn.sequence, me.controller.signal);
-
-  function asker(here, me, text) {
-    const key = randomKey();
-    return async (turn) => {
-      if (turn.id !== null) return resumer(me)(turn);
-      const begins = !here.noTrace && here.id === null;
-      if (begins) await begin(here);
-      try {
-        return await api.respond(turnBody(here, text), key, me.controller.signal);
-      } catch (error) {
-        if (begins && error.code) await undo(here); // the gateway refused it: nothing was asked in this conversation
-        throw error;
-      }
-    };
+  function undone(here, id) {
+    here.tree = here.tree.filter((one) => one.id !== id);
+    if (current === here) onChange({ id: null, backTo: here.origin?.from ?? null });
   }
 
-  async function begin(here) {
-    here.id = (await api.createConversation()).id;
-    if (current === here) onChange({ id: here.id, opened: true });
-  }
-
-  async function undo(here) {
-    const { id } = here;
-    here.id = null;
-    await api.deleteConversation(id).catch(() => {}); // it stays in the list then, without a word in it
-    if (current === here) onChange({ id: null });
-  }
-
-  /** The request's fields; a no-trace turn carries its whole history, because the server keeps none. No text: no question yet. */
-  function turnBody(here, text) {
-    const { rounds, ...fields } = sampling();
-    const window = { truncation: "auto", context_management: [{ type: "deskmate:window", rounds }] };
-    if (here.noTrace) return { ...fields, ...window, input: [...here.said, ...(text ? [message("user", text)] : [])], store: false };
-    return { ...fields, ...window, input: text || undefined, conversation: here.id ?? undefined, store: true, background: true };
-  }
-
-  function failed(here, me, text, error) {
-    if (error.status === 401) onSignedOut();
-    if (error.name === "AbortError" && !me.stopWanted) return; // left for another conversation
-    if (me.stopWanted) return finish(me, { status: "cancelled" });
-    if (error.status === 404 && me.turn.id && current === here) return void open(here.id).catch(notes.fail); // ended long ago
-    const lost = here.noTrace && me.turn.id !== null; // nobody keeps it, so nothing can be taken up again
-    me.answer.fail(lost ? new Broken() : error, lost ? null : () => again(here, me, text));
-  }
-
-  function again(here, me, text) {
-    me.answer.node.remove();
-    run(here, me.turn.id ? me.turn : newTurn(), text);
-  }
-
-  function ended(here, me, text) {
-    if (here.run === me) here.run = null;
-    if (here.noTrace && me.turn.text) here.said.push(message("user", text), message("assistant", me.turn.text));
+  function ended(here, turn) {
     if (current !== here) return;
     composer.setRunning(here.run !== null);
-    if (isOver(me.turn)) say(spoken, "answer_done", { text: me.turn.text.slice(0, 600) });
+    mood();
+    if (isOver(turn)) say(spoken, ...spokenEnd(turn));
     recount();
     if (here.id) onChange({ id: here.id });
+    const after = here.sendAfter;
+    here.sendAfter = false;
+    composer.offer(null);
+    if (after && isOver(turn)) composer.submit();
   }
 
-  function stop() {
-    const me = current.run;
-    if (!me) return;
-    if (me.stopWanted || current.noTrace) me.controller.abort(); // a no-trace turn ends when its only listener leaves
-    else if (me.turn.id !== null) cancel(me);
-    me.stopWanted = true;
+  /** The conversation had gone on before the question came: the words are kept, what goes on is shown. */
+  async function elsewhere(here, text) {
+    composer.restore(text);
+    const changed = await reload(here);
+    if (current !== here) return;
+    stick(true);
+    if (here.run) offerAfter(here);
+    else if (changed) composer.offer("changed_elsewhere");
+    else composer.submit(); // only its name had changed
   }
 
-  async function cancel(me) {
-    try {
-      finish(me, await api.cancel(me.turn.id));
-    } catch (error) {
-      if (!isOver(me.turn)) notes.fail(error);
-    } finally {
-      me.controller.abort();
-    }
+  function offerAfter(here) {
+    composer.offer("busy_elsewhere", "send_after", () => {
+      here.sendAfter = true;
+      composer.offer("will_send", "send_not", () => ((here.sendAfter = false), offerAfter(here)));
+    });
   }
 
-  function finish(me, response) {
-    if (isOver(me.turn)) return;
-    me.turn = settle(me.turn, response);
-    me.answer.show(me.turn);
+  // --- branches on screen -----------------------------------------------------------------------------------------------
+
+  function arrows() {
+    const { conversation, tree, origin } = current;
+    const here = conversation ?? (origin && { id: null, created_at: Infinity, metadata: origin.metadata });
+    thread.showPartings(here && !current.noTrace ? partings(here, thread.entries, tree) : new Map());
   }
 
-  function announce(turn) {
-    const text = stateText(turn);
-    if (text) say(spoken, ...text);
+  let wanted = null; // the arrow that was pressed: it keeps the focus
+
+  function switchTo(id, step, index) {
+    wanted = { id, step, index };
+    onVersion(id);
   }
+
+  function landed() {
+    const { step, index } = wanted;
+    wanted = null;
+    const entry = thread.entries[index];
+    entry?.focusVersion?.(step);
+    entry?.node.scrollIntoView({ block: "nearest" });
+    settleScroll();
+  }
+
+  // --- tokens and scrolling ---------------------------------------------------------------------------------------------
 
   let counting = new AbortController();
   const recount = debounced(COUNT_AFTER_MS, async () => {
@@ -218,7 +260,7 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     const here = current;
     if (!text && here.id === null && here.said.length === 0) return composer.setTokens(null);
     try {
-      const { store, background, ...body } = turnBody(here, text);
+      const { store, background, ...body } = runner.turnBody(here, text);
       composer.setTokens(await api.countTokens(body, counting.signal));
     } catch {
       composer.setTokens(null); // a count is a courtesy: a failing one is shown as unknown, and asking tells the reason
@@ -231,25 +273,24 @@ export function createChat({ user, sampling, render, notes, onChange, onSignedOu
     if (on) scroller.scrollTop = scroller.scrollHeight;
   }
 
-  for (const click of ["click", "auxclick"]) thread.addEventListener(click, (event) => askBeforeLeaving(event).catch(notes.fail));
-  scroller.addEventListener("scroll", () => {
+  for (const click of ["click", "auxclick"]) thread.node.addEventListener(click, (event) => askBeforeLeaving(event).catch(notes.fail));
+  function settleScroll() {
     const below = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
-    if (below < NEAR_BOTTOM_PX !== sticking) (sticking = !sticking), (jump.hidden = sticking);
-  }, { passive: true });
-  new ResizeObserver(() => sticking && stick(true)).observe(thread);
+    sticking = jump.hidden = below < NEAR_BOTTOM_PX;
+  }
+  scroller.addEventListener("scroll", settleScroll, { passive: true });
+  const grown = new ResizeObserver(() => sticking && stick(true));
+  for (const one of [thread.node, scroller]) grown.observe(one);
 
   return {
-    node, open, startNew, recount, focus: composer.focus, setContext: composer.setContext,
+    node, open, look, heard, startNew, recount, focus: composer.focus, setContext: composer.setContext,
     get id() { return current.id; },
-    get title() { return current.title; },
+    get root() {
+      const one = current.conversation ?? current.tree[0];
+      return one ? rootOf(one) : current.id;
+    },
+    get title() { return current.conversation?.metadata?.[TITLE] ?? null; },
     get noTrace() { return current.noTrace; },
-    get empty() { return thread.childElementCount === 0; },
+    get empty() { return thread.entries.length === 0; },
   };
-}
-
-const message = (role, content) => ({ type: "message", role, content });
-
-/** 128 random bits; crypto.randomUUID is missing where the page is served without TLS. */
-function randomKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -10,7 +10,8 @@ export function createComposer({ onAsk, onStop, onInput }) {
   const tokens = h("span", { class: "tokens", tip: "tokens_meter" });
   const send = h("button", { type: "submit", class: "round send", tip: "send", disabled: true }, icon("send"));
   const stop = h("button", { type: "button", class: "round stop", tip: "stop", hidden: true, on: { click: onStop } }, icon("stop"));
-  const form = h("form", { class: "composer" },
+  const offered = h("div", { class: "offer", role: "status", hidden: true });
+  const form = h("form", { class: "composer" }, offered,
     h("div", { class: "box" }, box, h("div", { class: "box-foot" }, tokens, send, stop)),
     h("p", { class: "fine hint" }, h("span", { class: "keys", say: "keys_hint" }), h("span", { say: "may_err" })));
 
@@ -57,6 +58,18 @@ export function createComposer({ onAsk, onStop, onInput }) {
     if (hadFocus) box.focus();
   }
 
+  /** Says something about the question in the box, with a button that does something about it; null: nothing. */
+  function offer(text, action = null, onAction = null) {
+    offered.hidden = text === null;
+    if (text === null) return offered.replaceChildren();
+    offered.replaceChildren(icon("sync"), h("p", { say: text }),
+      ...(action ? [h("button", { type: "button", class: "button small", say: action, on: { click: onAction } })] : []));
+  }
+
+  function restore(text) {
+    setText(box.value.trim() ? `${text}\n\n${box.value}` : text);
+  }
+
   function setTokens(used) {
     if (context === null) return;
     const over = used > context;
@@ -70,6 +83,9 @@ export function createComposer({ onAsk, onStop, onInput }) {
     node: form,
     text: () => box.value.trim(),
     clear: () => setText(""),
+    restore,
+    offer,
+    submit: () => submit(),
     suggest: (text) => (setText(text), box.focus()),
     focus: () => box.focus(),
     setRunning,

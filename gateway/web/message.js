@@ -1,5 +1,5 @@
 // The bubbles of a conversation: a question as typed, an answer as it grows. Knows turns; not where they come from.
-import { confirmed, copyButton, h } from "./dom.js";
+import { confirmed, copyButton, h, iconButton } from "./dom.js";
 import { errorCard } from "./errors.js";
 import { say } from "./i18n.js";
 import { isOver, tokensPerSecond } from "./turn.js";
@@ -7,14 +7,86 @@ import { isOver, tokensPerSecond } from "./turn.js";
 const PAINT_EVERY_MS = 100;
 const PROGRESS = new Set(["loading", "engine_lost", "resuming", "storage_wait"]);
 
-export function question(text) {
-  return h("article", { class: "message question" },
-    h("h3", { class: "visually-hidden", say: "you" }),
-    h("div", { class: "bubble", text }));
+/**
+ * A question's bubble. With `onEdit(text)` it can be asked again in other words. `showVersions(versions, onVersion)` shows the
+ * arrows between branches that part here (none for null); `focusVersion(step)` gives the focus to one of them.
+ */
+export function createQuestion(text, onEdit = null) {
+  const bubble = h("div", { class: "bubble", text });
+  const arrows = h("div", { class: "arrows", role: "group", label: "versions", hidden: true });
+  const pencil = onEdit && iconButton("pencil", "edit", edit, { class: "icon-button branching" });
+  const foot = h("footer", { class: "question-foot" }, copyButton(() => text, "copy_question"), pencil, arrows);
+  const node = h("article", { class: "message question" }, h("h3", { class: "visually-hidden", say: "you" }), bubble, foot);
+
+  function edit() {
+    const close = (back) => {
+      form.replaceWith(bubble, foot);
+      if (back) pencil.focus();
+    };
+    const form = editor(text, { onCancel: () => close(true), onSend: (fresh) => (close(false), onEdit(fresh)) });
+    bubble.replaceWith(form);
+    foot.remove();
+    form.querySelector("textarea").focus();
+  }
+
+  let drawn = "null";
+  function showVersions(versions, onVersion) {
+    if (JSON.stringify(versions) === drawn) return; // a button drawn anew would lose the focus
+    drawn = JSON.stringify(versions);
+    arrows.hidden = versions === null;
+    arrows.replaceChildren(...(versions ? arrowsOf(versions, onVersion) : []));
+  }
+
+  function focusVersion(step) {
+    const [before, after] = arrows.querySelectorAll("button");
+    const wanted = step < 0 ? [before, after] : [after, before];
+    wanted.find((button) => button && !button.disabled)?.focus();
+  }
+  return { node, showVersions, focusVersion };
 }
 
-/** An answer's bubble: `show(turn)` on every change, `fail(error, retry)`, `pause(key)` while the connection is away. */
-export function createAnswer(render) {
+function arrowsOf({ ids, at }, onVersion) {
+  const arrow = (name, label, step) =>
+    iconButton(name, label, () => onVersion(ids[at + step], step), { disabled: !ids[at + step] });
+  const place = h("span", { class: "place" });
+  const spoken = h("span", { class: "visually-hidden", say: ["version_of", { n: at + 1, all: ids.length }] });
+  say(place, "version_place", { n: at + 1, all: ids.length });
+  place.setAttribute("aria-hidden", "true");
+  return [arrow("before", "version_before", -1), place, spoken, arrow("after", "version_after", 1)];
+}
+
+/** A question under its author's hands again: Enter sends it, Escape leaves it as it was. */
+function editor(text, { onCancel, onSend }) {
+  const box = h("textarea", { label: "edit", rows: "1" });
+  const send = h("button", { type: "submit", class: "button primary small", say: "edit_send" });
+  const form = h("form", { class: "editor" }, box, h("p", { class: "fine", say: "edit_hint" }),
+    h("div", { class: "editor-foot" },
+      h("button", { type: "button", class: "button small", say: "cancel", on: { click: onCancel } }), send));
+  const fit = () => {
+    box.style.height = "auto";
+    box.style.height = `${box.scrollHeight}px`;
+    send.disabled = !box.value.trim();
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (box.value.trim()) onSend(box.value.trim());
+  });
+  box.addEventListener("input", fit);
+  box.addEventListener("keydown", (event) => {
+    const composing = event.isComposing || event.keyCode === 229;
+    if (event.key === "Enter" && !event.shiftKey && !composing) (event.preventDefault(), form.requestSubmit());
+    if (event.key === "Escape" && !composing) (event.stopPropagation(), onCancel());
+  });
+  box.value = text;
+  new ResizeObserver(fit).observe(form); // its height is known once it is on the page
+  return form;
+}
+
+/**
+ * An answer's bubble: `show(turn)` on every change, `fail(error, retry)`, `pause(key)` while the connection is away.
+ * With `onAgain()` an answer that is over can be asked for once more.
+ */
+export function createAnswer(render, onAgain = null) {
   const body = h("div", { class: "markdown" });
   const state = h("p", { class: "state" });
   const foot = h("footer", { class: "answer-foot" });
@@ -28,7 +100,7 @@ export function createAnswer(render) {
     node.dataset.status = turn.status;
     paint(text, isOver(turn));
     tellState(state, turn);
-    if (isOver(turn)) foot.replaceChildren(...footOf(turn, () => text));
+    if (isOver(turn)) foot.replaceChildren(...footOf(turn, () => text, onAgain));
     if (turn.status === "failed") fail(turn.error ?? { message: "" }, null);
   }
 
@@ -124,11 +196,13 @@ export function stateText(turn) {
   }
 }
 
-function footOf(turn, text) {
-  if (!turn.text) return [];
+function footOf(turn, text, onAgain) {
+  const again = onAgain && iconButton("again", "regenerate", onAgain, { class: "icon-button branching" });
+  if (!turn.text) return [again].filter(Boolean);
   const speed = tokensPerSecond(turn);
   return [
     copyButton(text, "copy_answer"),
+    again,
     turn.usage ? h("span", { say: ["usage", { input: turn.usage.input_tokens, output: turn.usage.output_tokens }] }) : null,
     speed ? h("span", { say: ["speed", { speed }] }) : null,
   ].filter(Boolean);

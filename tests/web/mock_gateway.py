@@ -76,10 +76,11 @@ class Turn:
         }  # fmt: skip
 
 
-def item(role: str, text: str, status: str = "completed") -> Json:
+def item(role: str, text: str, status: str = "completed", response: str | None = None) -> Json:
     kind = "output_text" if role == "assistant" else "input_text"
     content = [{"type": kind, "text": text, "annotations": []}]
-    return {"id": f"msg_{secrets.token_hex(4)}", "type": "message", "role": role, "status": status, "content": content}
+    made = {"id": f"msg_{secrets.token_hex(4)}", "type": "message", "role": role, "status": status, "content": content}
+    return made | ({"deskmate:response": response} if response else {})
 
 
 def refusal(status: int, code: str, retry_after: int | None = None) -> web.Response:
@@ -107,6 +108,7 @@ class MockGateway:
         self.sessions: dict[str, str] = {}
         self.demo = True
         self.failing_readyz = False
+        self.origins_deleted = False
         self.started = time.time()
         self.add_user("Ada", "administrator")
         self._gate = asyncio.Event()
@@ -158,9 +160,19 @@ class MockGateway:
 
     def add_conversation(self, title: str, *said: str, age_seconds: float = 0) -> str:
         found = self._new_conversation(title, age_seconds)
-        for number, text in enumerate(said):
-            self.items[found["id"]].append(item("assistant" if number % 2 else "user", text))
+        self._say(found["id"], said)
         return str(found["id"])
+
+    def say_elsewhere(self, conversation: str, *said: str) -> None:
+        """A round that another window has had in the meantime."""
+        self._say(conversation, said)
+        self._touch(conversation)
+
+    def _say(self, conversation: str, said: tuple[str, ...]) -> None:
+        items = self.items[conversation]
+        for number, text in enumerate(said):
+            role = "assistant" if number % 2 else "user"
+            items.append(item(role, text, response=f"resp_{conversation}_{(len(items)) // 2}"))
 
     # --- the server ------------------------------------------------------------------------------------------------
 
@@ -198,6 +210,7 @@ class MockGateway:
             ("GET", "/v1/conversations", self._list), ("POST", "/v1/conversations", self._create),
             ("GET", "/v1/conversations/{id}", self._get), ("POST", "/v1/conversations/{id}", self._update),
             ("DELETE", "/v1/conversations/{id}", self._delete), ("GET", "/v1/conversations/{id}/items", self._items),
+            ("POST", "/v1/conversations/{id}/items", self._add_items),
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
             ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
@@ -314,7 +327,7 @@ class MockGateway:
 
     def _new_conversation(self, title: str | None, age_seconds: float = 0) -> Json:
         at = int(time.time() - age_seconds)
-        found: Json = {"id": f"conv_{secrets.token_hex(6)}", "object": "conversation", "created_at": at, "version": 0}
+        found: Json = {"id": f"conv_{secrets.token_hex(6)}", "object": "conversation", "created_at": at, "version": 1}
         found |= {"updated_at": at, "metadata": {"deskmate:title": title} if title else {}, "deskmate:running": None}
         self.conversations[found["id"]] = found
         self.items[found["id"]] = []
@@ -324,13 +337,41 @@ class MockGateway:
         query = request.query.get("query", "").lower()
         newest_first = sorted(self.conversations.values(), key=lambda one: one["updated_at"], reverse=True)
         found = [one for one in newest_first if query in one["metadata"].get("deskmate:title", "").lower()]
+        if root := request.query.get("root"):
+            found = [one for one in found if root in (one["id"], one["metadata"].get("deskmate:root"))]
         ids = [one["id"] for one in found]
         first = ids.index(request.query["after"]) + 1 if "after" in request.query else 0
         last = first + int(request.query.get("limit", 20))
         return web.json_response(envelope(found[first:last], has_more=last < len(found)))
 
     async def _create(self, request: web.Request) -> web.Response:
-        return web.json_response(self._new_conversation(None))
+        body = await request.json()
+        origin = body["metadata"].get("deskmate:branch_of")
+        shared = self._up_to(origin) if origin else []
+        if shared is None or (origin and self.origins_deleted):
+            return refusal(400, "previous_response_not_found")
+        found = self._new_conversation(None)
+        found["metadata"] = body["metadata"]
+        self.items[found["id"]] = shared + copied(body.get("items", []))
+        return web.json_response(found)
+
+    def _up_to(self, response: str) -> list[Json] | None:
+        """The items of the conversation with this response, until its last one."""
+        for items in self.items.values():
+            last = max((at for at, one in enumerate(items) if one.get("deskmate:response") == response), default=None)
+            if last is not None:
+                return items[: last + 1]
+        return None
+
+    async def _add_items(self, request: web.Request) -> web.Response:
+        added = copied((await request.json())["items"])
+        self.items[request.match_info["id"]] += added
+        self._touch(request.match_info["id"])
+        return web.json_response(envelope(added, has_more=False))
+
+    def _touch(self, name: str) -> None:
+        self.conversations[name]["version"] += 1
+        self.conversations[name]["updated_at"] = time.time()
 
     async def _get(self, request: web.Request) -> web.Response:
         found = self.conversations.get(request.match_info["id"])
@@ -339,6 +380,7 @@ class MockGateway:
     async def _update(self, request: web.Request) -> web.Response:
         found = self.conversations[request.match_info["id"]]
         found["metadata"] = (await request.json())["metadata"]
+        self._touch(found["id"])
         return web.json_response(found)
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -379,6 +421,8 @@ class MockGateway:
         script = next((found for part, found in self.scripts.items() if part in asked), self.default)
         if script.refuse:
             return refusal(*script.refuse, script.retry_after)
+        if busy := self._refusal_of(body.get("conversation"), request.headers.get("if-match")):
+            return busy
         turn = Turn(f"resp_{secrets.token_hex(6)}", script, body["store"], body.get("conversation"), self._tokens(body))
         self.turns[turn.id] = turn
         self.keys_posted[key] = turn.id
@@ -394,8 +438,16 @@ class MockGateway:
         found = self.conversations[turn.conversation]
         found["metadata"].setdefault("deskmate:title", asked[:60])
         found["deskmate:running"] = turn.id
-        found["updated_at"] = int(time.time())
-        self.items[turn.conversation].append(item("user", asked))
+        self._touch(turn.conversation)
+        self.items[turn.conversation].append(item("user", asked, response=turn.id))
+
+    def _refusal_of(self, conversation: str | None, expected: str | None) -> web.Response | None:
+        if conversation is None:
+            return None
+        found = self.conversations[conversation]
+        if found["deskmate:running"]:
+            return refusal(409, "conversation_locked")
+        return refusal(412, "version_conflict") if expected != str(found["version"]) else None
 
     async def _run(self, turn: Turn) -> None:
         script = turn.script
@@ -427,8 +479,9 @@ class MockGateway:
         turn.say(f"response.{'incomplete' if status == 'cancelled' else status}", response=turn.resource())
         if turn.conversation in self.conversations:
             self.conversations[turn.conversation]["deskmate:running"] = None
+            self._touch(turn.conversation)
             if turn.text:
-                self.items[turn.conversation].append(item("assistant", turn.text, status))
+                self.items[turn.conversation].append(item("assistant", turn.text, status, turn.id))
 
     async def _resume(self, request: web.Request) -> web.StreamResponse:
         turn = self.turns.get(request.match_info["id"])
@@ -469,6 +522,10 @@ def stage(name: str, number: int, ready: bool, since: float) -> Json:
 def envelope(data: list[Json], has_more: bool) -> Json:
     ids = [one["id"] for one in data] or [None]
     return {"object": "list", "data": data, "has_more": has_more, "first_id": ids[0], "last_id": ids[-1]}
+
+
+def copied(items: list[Json]) -> list[Json]:
+    return [item(one["role"], one["content"]) for one in items]
 
 
 def pieces(text: str) -> list[str]:

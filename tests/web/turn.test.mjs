@@ -101,7 +101,7 @@ async function followed(opens, options = {}) {
     return next;
   };
   let last = null;
-  const steps = follow(newTurn(), { open, resumable: true, pause: async (milliseconds) => pauses.push(milliseconds), now: () => 0, ...options });
+  const steps = follow(newTurn(), { open, resumable: true, pause: async (milliseconds) => pauses.push(milliseconds), now: () => 0, random: () => 1, ...options });
   for await (const turn of steps) last = turn;
   return { last, asked, pauses };
 }
@@ -121,17 +121,38 @@ test("pauses never pass eight seconds and tries come to an end", async () => {
   const opens = Array.from({ length: 50 }, () => new TypeError("network error"));
   const pauses = [];
   await assert.rejects(followed(opens, { pause: async (milliseconds) => pauses.push(milliseconds) }), TypeError);
-  assert.equal(pauses.length, 12);
+  assert.equal(pauses.length, 40);
   assert.equal(Math.max(...pauses), 8000);
+});
+
+test("pauses are spread, so that a crowd does not come back at once, and last as long as the server asks", async () => {
+  const away = Object.assign(new Error("away"), { status: 503, code: "draining", retryAfterSeconds: 5 });
+  const { pauses } = await followed([new TypeError("lost"), away, framed(created, completed(1))], { random: () => 0 });
+  assert.deepEqual(pauses, [250, 5000]);
 });
 
 test("a stream that cannot be resumed ends with its break", async () => {
   await assert.rejects(followed([framed(created, text("a", 1))], { resumable: false }), Broken);
 });
 
-test("the server's refusal is final", async () => {
-  const refused = Object.assign(new Error("busy"), { status: 409 });
-  await assert.rejects(followed([refused, framed(completed(0))]), refused);
+test("the server's refusal is final, also that a part is down, while the question has not begun", async () => {
+  for (const [status, code] of [[409, "conversation_locked"], [503, "storage_down"]]) {
+    const refused = Object.assign(new Error("no"), { status, code });
+    await assert.rejects(followed([refused, framed(completed(0))]), refused);
+  }
+});
+
+test("a proxy that finds nobody behind it is asked again", async () => {
+  const nobody = Object.assign(new Error("bad gateway"), { status: 502, code: null });
+  assert.equal((await followed([nobody, framed(created, completed(1))])).last.status, "completed");
+});
+
+test("what the gateway says of trouble is shown until the answer goes on", async () => {
+  const states = [];
+  const progress = (state, sequence_number) => ({ type: "deskmate:progress", sequence_number, state });
+  const open = async () => framed(created, text("a", 1), progress("engine_lost", 2), progress("resuming", 3), text("b", 4), completed(5));
+  for await (const turn of follow(newTurn(), { open, resumable: true })) states.push(turn.progress);
+  assert.deepEqual(states, [null, null, "engine_lost", "resuming", null, null]);
 });
 
 test("a gateway that restarts in the middle of a turn is asked again", async () => {
