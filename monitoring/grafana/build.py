@@ -67,7 +67,7 @@ def curves(panel: Panel) -> timeseries.Panel:
     lines = common.GraphThresholdsStyleMode.DASHED if len(panel.steps) > 1 else common.GraphThresholdsStyleMode.OFF
     return (
         dressed(timeseries.Panel(), panel)
-        .span(12)
+        .span(8)
         .height(8)
         .color_scheme(build.FieldColor().mode(dashboard.FieldColorModeId.PALETTE_CLASSIC))
         .line_width(2)

@@ -91,6 +91,15 @@ ENGINE = Dashboard(
             unit="s",
         ),
         Panel(
+            "First token in the engine · 引擎首字时间",
+            "From seat to first word; what the same time in the dashboard Service has beyond it was spent in line.",
+            [
+                (f"histogram_quantile({q}, sum by (le) (rate(vllm:time_to_first_token_seconds_bucket[5m])))", name)
+                for q, name in (("0.5", "p50"), ("0.95", "p95"))
+            ],
+            unit="s",
+        ),
+        Panel(
             "Tokens per second in the engine · 引擎每秒 token 数",
             "Counted as they are read and written, not at the end of a request.",
             [
@@ -118,6 +127,12 @@ ENGINE = Dashboard(
             [("sum by (finished_reason) (rate(vllm:request_success_total[2m]))", "{{finished_reason}}")],
             unit="reqps",
             stacked=True,
+        ),
+        Panel(
+            "Worker up for · 工作进程运行时间",
+            "Time since its start; each fall to zero is a start, each gap the time in which it was away.",
+            [('time() - process_start_time_seconds{job="deskmate-worker"}', "worker · 工作进程")],
+            unit="s",
         ),
     ],
 )

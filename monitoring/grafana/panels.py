@@ -25,7 +25,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """Numbers stand four, curves two beside each other; a text among the panels is the title of those below it."""
+    """Numbers stand four, curves three beside each other; a text among the panels is the title of those below it."""
 
     file: str
     title: str

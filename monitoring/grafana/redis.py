@@ -2,6 +2,8 @@
 
 from monitoring.grafana.panels import DOWN_UP, GREEN, RED, UP_STEPS, YELLOW, Dashboard, Panel, number
 
+DISKS = '{job="deskmate-host",device!~"(loop|ram|zram).*"}'
+
 REDIS = Dashboard(
     "redis",
     "Deskmate: Redis and host · Redis 与主机",
@@ -141,6 +143,16 @@ REDIS = Dashboard(
             unit="bytes",
         ),
         Panel(
+            "Pressure · 资源压力",
+            "Part of the time in which somebody waited for processor, memory or disk; memory should be 0.",
+            [
+                (f'rate(node_pressure_{part}_waiting_seconds_total{{job="deskmate-host"}}[2m])', legend)
+                for part, legend in (("cpu", "processor · CPU"), ("memory", "memory · 内存"), ("io", "disk · 磁盘"))
+            ],
+            unit="percentunit",
+            maximum=1,
+        ),
+        Panel(
             "Disk free by folder · 各目录磁盘可用",
             "The one that holds Deskmate's data folder is the one that matters; Redis' file of changes grows there.",
             [("deskmate:host_disk_free:ratio", "{{mountpoint}}")],
@@ -151,15 +163,23 @@ REDIS = Dashboard(
         Panel(
             "Disk busy · 磁盘繁忙",
             "Part of the time in which a disk has work; near 100 % every answer waits for it.",
-            [
-                (
-                    'rate(node_disk_io_time_seconds_total{job="deskmate-host",device!~"(loop|ram|zram).*"}[2m])',
-                    "{{device}}",
-                )
-            ],
+            [(f"rate(node_disk_io_time_seconds_total{DISKS}[2m])", "{{device}}")],
             unit="percentunit",
             steps=((None, GREEN), (0.7, YELLOW), (0.9, RED)),
             maximum=1,
+        ),
+        Panel(
+            "Time of a write · 单次写盘时间",
+            "How long the disk takes for one; each change waits for it, so 10 ms here are felt in every answer.",
+            [
+                (
+                    f"rate(node_disk_write_time_seconds_total{DISKS}[2m])"
+                    f" / (rate(node_disk_writes_completed_total{DISKS}[2m]) > 0)",
+                    "{{device}}",
+                )
+            ],
+            unit="s",
+            steps=((None, GREEN), (0.02, YELLOW), (0.1, RED)),
         ),
         Panel(
             "Network · 网络",
@@ -177,16 +197,6 @@ REDIS = Dashboard(
             "Open files of the machine · 主机打开文件",
             "File descriptors of all processes; a line that only rises is a leak.",
             [('node_filefd_allocated{job="deskmate-host"}', "open · 已打开")],
-        ),
-        Panel(
-            "Pressure · 资源压力",
-            "Part of the time in which somebody waited for processor, memory or disk; memory should be 0.",
-            [
-                (f'rate(node_pressure_{part}_waiting_seconds_total{{job="deskmate-host"}}[2m])', legend)
-                for part, legend in (("cpu", "processor · CPU"), ("memory", "memory · 内存"), ("io", "disk · 磁盘"))
-            ],
-            unit="percentunit",
-            maximum=1,
         ),
         Panel(
             "Time to scrape · 采集耗时",

@@ -5,6 +5,7 @@ Needs the environment that `./deskmate test` makes; it is linked into the copies
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -149,10 +151,11 @@ def test_the_openai_client_gets_a_sensible_answer(site: Site, key: str):
 
 @pytest.mark.parametrize("name", ["gateway", "redis", "engine"])
 def test_a_part_that_is_killed_comes_back_and_answers(site: Site, key: str, name: str):
-    before = site.part(name)
+    before, began = site.part(name), worker_began(site)
     os.kill(before["pid"], signal.SIGKILL)
     site.until(lambda: site.part(name)["restarts"] > before["restarts"] and site.status()["ready"])
     assert site.part(name)["pid"] != before["pid"]
+    assert (worker_began(site) > began) is (name == "engine")  # what the dashboard counts as its starts
     assert say(site, key, "Say hello.", conversation(site, key))
 
 
@@ -195,6 +198,13 @@ def say(site: Site, key: str, text: str, talk: str) -> str:
     answer = client.responses.create(model=model, input=text, conversation=talk, max_output_tokens=32)
     assert answer.status in ("completed", "incomplete")
     return answer.output_text
+
+
+def worker_began(site: Site) -> float:
+    with urlopen(f"http://127.0.0.1:{site.port}/metrics/worker", timeout=30) as response:
+        found = re.search(r"^process_start_time_seconds (\S+)$", response.read().decode(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def items(site: Site, key: str, talk: str) -> int:

@@ -142,7 +142,13 @@ class Metered(FakeWorker):
         own.register(WorkerMetrics(default_plan("fake", 8192, 4)))
         ProcessCollector(registry=own)
         self.preemptions = Counter("vllm:num_preemptions", "…", registry=own)
-        names = ("inter_token_latency", "request_queue_time", "request_prefill_time", "request_decode_time")
+        names = (
+            "time_to_first_token",
+            "inter_token_latency",
+            "request_queue_time",
+            "request_prefill_time",
+            "request_decode_time",
+        )
         self.times = [Histogram(f"vllm:{name}_seconds", "…", registry=own) for name in names]
         scripted = self.engine.metrics
         self.engine.metrics = lambda: scripted() + self.further(own)  # type: ignore[method-assign]
