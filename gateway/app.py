@@ -60,7 +60,14 @@ class Gateway:
             max_wait_seconds=settings.max_wait_seconds,
         )
         self.engine.on_change(self.queue.dispatch)
-        self.runner = Runner(self.store, self.queue, self.engine, self.metrics, holder=f"gw_{secrets.token_hex(6)}")
+        self.runner = Runner(
+            self.store,
+            self.queue,
+            self.engine,
+            self.metrics,
+            holder=f"gw_{secrets.token_hex(6)}",
+            salt_of=keys.cache_salt,
+        )
         self.auth = Authenticator(self.redis, keys, settings)
         file = settings.metrics_token_file
         token = read_secret("DESKMATE_METRICS_TOKEN_FILE", file) if file else None

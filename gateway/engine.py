@@ -7,7 +7,7 @@ with the fewest requests in flight. Several workers behind one `Engine` are one 
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +17,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from gateway.errors import EngineError, EngineLost
+from gateway.errors import EngineAway, EngineError, EngineLost
 from gateway.settings import Settings
 
 _T = TypeVar("_T")
@@ -27,6 +27,8 @@ CANNOT_NOW = "The engine cannot take the request just now; ask again in a moment
 MESSAGE_CHARACTERS = 500  # of an error of the engine
 _NEVER_SHOWN = re.compile(r"0x[0-9a-fA-F]{4,}|Traceback|(?:^|[\s'\"(])/[\w.-]+/")  # addresses, stacks, paths
 HEALTH_SECONDS = 2.0  # a health check that takes longer counts as failed
+SILENCE_SECONDS = 10.0  # every running answer silent for so long: it hangs (the longest pause measured was 4.3 s)
+PROBE_SECONDS = 5.0  # one token, from an engine that hung
 POLL_READY_SECONDS = 1.0
 POLL_LOADING_SECONDS = 0.25
 
@@ -117,6 +119,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     delta: ChatDelta = ChatDelta()
     finish_reason: str | None = None
     token_ids: tuple[int, ...] | None = None
+    text: str | None = None  # on /v1/completions, instead of the delta
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -145,24 +148,32 @@ class _Count(msgspec.Struct):
     count: int
 
 
+class _Text(msgspec.Struct):
+    prompt: str
+
+
 _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
+_decode_text = msgspec.json.Decoder(_Text).decode
 _decode_refused = msgspec.json.Decoder(_Refused).decode
 
 
 class Upstream:
     """One open answer of a worker: status, headers, bytes as they arrive."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, worker: "_Worker") -> None:
         self._response = response
+        self._worker = worker
+        self.speaks = False
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What the network delivers, not split or joined. Raises EngineLost when the connection breaks."""
-        content = self._response.content
+        content, worker, clock = self._response.content, self._worker, asyncio.get_running_loop().time
         try:
             while chunk := await content.readany():
+                worker.heard, self.speaks = clock(), True
                 yield chunk
         except aiohttp.ClientError as error:
             raise EngineLost("The engine stopped in the middle of the answer; ask again in a moment.") from error
@@ -172,6 +183,10 @@ class Upstream:
             return await self._response.read()
         except aiohttp.ClientError as error:
             raise EngineLost("The engine stopped in the middle of the answer; ask again in a moment.") from error
+
+    def break_off(self) -> None:
+        """Whoever reads it gets EngineLost."""
+        self._response.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -183,6 +198,10 @@ class _Worker:
     since: float = field(default_factory=time.time)
     seats: int = 0
     in_flight: int = 0
+    unanswered: set[asyncio.Timeout] = field(default_factory=set)  # of requests that have no status yet
+    streams: set[Upstream] = field(default_factory=set)
+    heard: float = 0.0  # when one of its streams last said something (the loop's clock)
+    hung: bool = False  # silent though it says it is healthy: it must show that it can speak
     suspect: asyncio.Event = field(default_factory=asyncio.Event)  # set by a broken stream: look at once
 
 
@@ -195,6 +214,7 @@ class Engine:
         self._workers: list[_Worker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()  # set and replaced at every change
 
     # life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -212,6 +232,10 @@ class Engine:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the state or the seats of a worker change."""
         self._listeners.append(listener)
+
+    async def until_ready(self) -> None:
+        while self.state is not EngineState.READY:
+            await self._changed.wait()
 
     # what is known ------------------------------------------------------------------------------------------------
     @property
@@ -250,23 +274,40 @@ class Engine:
         worker.in_flight += 1
         try:
             try:
-                response = await worker.session.post(worker.base + path, data=body, headers=headers)
+                async with asyncio.timeout(None) as deadline:
+                    worker.unanswered.add(deadline)
+                    response = await worker.session.post(worker.base + path, data=body, headers=headers)
+            except TimeoutError as error:
+                raise EngineLost("The engine does not answer; ask again in a moment.") from error
             except (aiohttp.ClientError, OSError) as error:
                 worker.suspect.set()
-                raise EngineLost("The engine is gone; it is being restarted. Ask again in a moment.") from error
+                kind = EngineAway if isinstance(error, aiohttp.ClientConnectorError) else EngineLost
+                raise kind("The engine is gone; it is being restarted. Ask again in a moment.") from error
+            finally:
+                worker.unanswered.discard(deadline)
+            upstream = Upstream(response, worker)
+            worker.streams.add(upstream)
             try:
-                yield Upstream(response)
+                yield upstream
             except EngineLost:
                 worker.suspect.set()
                 raise
             finally:
+                worker.streams.discard(upstream)
                 response.close()
         finally:
             worker.in_flight -= 1
 
-    async def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
         """Stream a chat completion: the events of each network read together, so that a burst costs one step."""
-        async with self.open("/v1/chat/completions", body, request_id) as upstream:
+        return self._stream("/v1/chat/completions", body, request_id)
+
+    def complete(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+        """Stream what follows a prompt that may be token ids."""
+        return self._stream("/v1/completions", body, request_id)
+
+    async def _stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+        async with self.open(path, body, request_id) as upstream:
             if upstream.status != 200:
                 raise _refused(upstream.status, await upstream.read())
             rest = b""
@@ -284,12 +325,20 @@ class Engine:
 
     async def count(self, body: bytes, request_id: str) -> int:
         """Tokens of a prompt: `body` is vLLM's /tokenize request (model and messages). No seat is needed."""
+        return _parsed(_decode_count, await self._answer("/tokenize", body, request_id)).count
+
+    async def text_of(self, token_ids: Sequence[int], request_id: str) -> str:
+        """The text that these tokens are."""
+        body = msgspec.json.encode({"model": self.model.id if self.model else "", "tokens": token_ids})
+        return _parsed(_decode_text, await self._answer("/detokenize", body, request_id)).prompt
+
+    async def _answer(self, path: str, body: bytes, request_id: str) -> bytes:
         try:
-            async with asyncio.timeout(COUNT_SECONDS), self.open("/tokenize", body, request_id) as upstream:
+            async with asyncio.timeout(COUNT_SECONDS), self.open(path, body, request_id) as upstream:
                 answer = await upstream.read()
                 if upstream.status != 200:
                     raise _refused(upstream.status, answer)
-                return _parsed(_decode_count, answer).count
+                return answer
         except TimeoutError:
             raise EngineLost("The engine does not answer; ask again in a moment.") from None
 
@@ -305,17 +354,17 @@ class Engine:
     def _pick(self) -> _Worker:
         ready = [worker for worker in self._workers if worker.state is EngineState.READY]
         if not ready:
-            raise EngineLost("No engine is ready; ask again in a moment.")
+            raise EngineAway("No engine is ready; ask again in a moment.")
         return min(ready, key=lambda worker: worker.in_flight / max(1, worker.seats))
 
     # health -------------------------------------------------------------------------------------------------------
     async def _watch(self, worker: _Worker) -> None:
         while True:
-            healthy = await self._is_healthy(worker)
+            healthy = await self._is_healthy(worker) and not self._hangs(worker)
             if healthy and worker.state is not EngineState.READY:
                 await self._learn(worker)
             elif not healthy and worker.state is EngineState.READY:
-                self._set(worker, EngineState.LOST)
+                self._lose(worker)
             worker.suspect.clear()
             pause = POLL_READY_SECONDS if worker.state is EngineState.READY else POLL_LOADING_SECONDS
             try:
@@ -331,10 +380,27 @@ class Engine:
             return False
         return True
 
+    def _hangs(self, worker: _Worker) -> bool:
+        """True when all its running answers have been silent for long: one that is only preempted is not alone."""
+        speaking = any(upstream.speaks for upstream in worker.streams)
+        worker.hung = worker.hung or (speaking and asyncio.get_running_loop().time() - worker.heard > SILENCE_SECONDS)
+        return worker.hung and worker.state is EngineState.READY
+
+    def _lose(self, worker: _Worker) -> None:
+        """Whoever still waits for its words hears that none will come."""
+        self._set(worker, EngineState.LOST)
+        for upstream in list(worker.streams):
+            upstream.break_off()
+        for deadline in list(worker.unanswered):
+            deadline.reschedule(asyncio.get_running_loop().time())
+
     async def _learn(self, worker: _Worker) -> None:
         """Ask a worker that became healthy what it serves; it is ready only when that is known."""
         try:
             model = await self._ask_model(worker)
+            if worker.hung:
+                await _speak(worker, model.id)
+                worker.hung = False
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError):
             return
         self._plan_model = model
@@ -383,6 +449,8 @@ class Engine:
     def _set(self, worker: _Worker, state: EngineState) -> None:
         worker.state = state
         worker.since = time.time()
+        self._changed.set()
+        self._changed = asyncio.Event()
         for listener in self._listeners:
             listener()
 
@@ -416,6 +484,17 @@ async def _get(worker: _Worker, path: str) -> bytes:
         return await response.read()
 
 
+async def _speak(worker: _Worker, model: str) -> None:
+    """One token: shows that the engine behind the server is alive. Raises what a health check may raise."""
+    body = {"model": model, "prompt": "a", "max_tokens": 1}
+    async with (
+        asyncio.timeout(PROBE_SECONDS),
+        worker.session.post(worker.base + "/v1/completions", json=body) as answer,
+    ):
+        answer.raise_for_status()
+        await answer.read()
+
+
 def reason_of(body: bytes) -> Reason:
     """Why a worker refused, as it may be told: an empty message when it gave none, or one that leaks its insides."""
     try:
@@ -428,6 +507,6 @@ def reason_of(body: bytes) -> Reason:
 def _refused(status: int, body: bytes) -> EngineError | EngineLost:
     """An HTTP error of the worker. While it drains it answers 500 to what is new: that is being away, not a bug."""
     if status in (500, 502, 503):
-        return EngineLost(CANNOT_NOW)
+        return EngineAway(CANNOT_NOW)
     reason = reason_of(body).message or "the engine gave no reason"
     return EngineError(f"The engine refused the request ({status}): {reason}")

@@ -22,6 +22,7 @@
         ├── StorageDown                      503                             storage_down
         ├── StorageFull                      503                             storage_full
         ├── EngineLost                       503                             engine_lost
+        │   └── EngineAway                   503                             engine_lost
         └── Draining                         503                             draining
 
 `code` is stable: clients may match on it. `message` is for people: what happened, which value, what to do next.
@@ -192,7 +193,13 @@ class StorageFull(Unavailable):
 
 
 class EngineLost(Unavailable):
+    """An engine broke off in the middle of something."""
+
     default_code = "engine_lost"
+
+
+class EngineAway(EngineLost):
+    """No engine takes a request now: none is ready, or it drains. Nothing has begun."""
 
 
 class Draining(Unavailable):

@@ -1,7 +1,8 @@
-"""Runs a turn to its end whoever listens: begin, log, show, finish; leases, cancelling, draining.
+"""Runs turns to their end whoever listens: begin, log, finish; leases, adopting, cancelling, draining.
 
 Nothing is shown that is not logged: one committer collects what all turns produced since its last write and writes it
-in one round trip, so a token costs less the more of them there are. Knows no HTTP and no API.
+in one round trip, so a token costs less the more of them there are. A turn whose gateway died is adopted by any other
+one and goes on from its log. Knows no HTTP and no API.
 """
 
 import asyncio
@@ -16,29 +17,33 @@ import anyio
 import msgspec
 
 from gateway.admission import Admission, Place, Ticket
-from gateway.conversations import Append, Attached, Begin, Begun, Conversations, Finish, Lease, StoredResponse
+from gateway.conversations import (
+    Append,
+    Attached,
+    Begin,
+    Begun,
+    Conversations,
+    Finish,
+    Lease,
+    Standing,
+    StoredResponse,
+)
 from gateway.engine import Engine
 from gateway.errors import Draining, Refusal, Unavailable
-from gateway.turn import (
-    Delta,
-    Finished,
-    Prompt,
-    Started,
-    TurnEvent,
-    TurnRequest,
-    answer_item,
-    build_prompt,
-    decode_event,
-    encode_event,
-    run_turn,
-)
+from gateway.events import Asked, Finished, Progress, TurnEvent, decode_event, encode_event
+from gateway.live import LiveTurn
+from gateway.turn import Prompt, TurnRequest, answer_item, build_prompt, run_turn
 
-LEASE_SECONDS = 5.0
-RENEW_SECONDS = 1.0
+LEASE_SECONDS = 2.0
+RENEW_SECONDS = 0.5
+GIVE_BACK_SECONDS = 5.0  # for undoing a begin, or ending at a drain: then it is left to whoever adopts it
 RETRY_SECONDS = 0.2
 GATHER_SECONDS = 0.002  # between two writes while several turns speak: a tenth of the writes for an unseen delay
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.1
 IDLE_SECONDS = 10.0
+CANCEL_SECONDS = 10.0  # a turn elsewhere that has not ended by then has no living gateway yet
+BEHIND_EVENTS = 4096  # said and not logged yet: with more, the engine is not listened to until Redis is back
+MOST_ADOPTIONS = 5  # a turn that outlived so many gateways may be what ends them
 
 log = logging.getLogger("deskmate.runner")
 
@@ -58,126 +63,26 @@ class Observer(Protocol):
     def turn_finished(self, outcome: Finished) -> None: ...
 
 
-class LiveTurn:
-    """A turn that runs in this process: what may be shown of it, and who follows it."""
-
-    def __init__(self, order: Order, begun: Begun | None) -> None:
-        self.owner = order.request.person
-        self.id = order.request.id
-        self.background = order.background
-        self.begun = begun
-        self.shown: list[TurnEvent] = []
-        self.unlogged: list[TurnEvent] = []
-        self.text: list[str] = []
-        self.prompt_tokens = 0
-        self.tokens = 0
-        self.outcome: Finished | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.ending = False  # its answer is being stored; nothing may stop that
-        self._listeners = 0
-        self._logging = 0
-        self._wake: list[asyncio.Future[bool]] = []
-
-    def show(self, events: Sequence[TurnEvent]) -> None:
-        self.shown.extend(events)
-        self._news()
-
-    def take_unlogged(self) -> list[TurnEvent]:
-        """What is to be logged next, tokens that came together as one; `logged` says that it was.
-
-        Until then it is the same at every call: when only the reply was lost, the log has these very entries.
-        """
-        self._logging = self._logging or len(self.unlogged)
-        return _joined(self.unlogged[: self._logging])
-
-    def logged(self, events: Sequence[TurnEvent], ours: bool) -> None:
-        del self.unlogged[: self._logging]
-        self._logging = 0
-        if ours:
-            self.show(events)
-        else:  # somebody else has the turn now
-            self._news()
-            self.stop()
-
-    async def flushed(self) -> None:
-        while self.unlogged:
-            await self._changed()
-
-    def stop(self) -> None:
-        """End the turn; what was said is kept. Does nothing when it is ending already."""
-        if not self.ending and self.task is not None:
-            self.ending = True
-            self.task.cancel()
-
-    def stop_if_alone(self) -> None:
-        if not self._listeners and not self.background:
-            self.stop()
-
-    async def follow(self) -> AsyncGenerator[Sequence[TurnEvent], None]:
-        """All events: at each step everything that is new, to the end; an empty step says that nothing came for a
-        while. A turn that does not run in the background ends when its last follower leaves."""
-        after = 0
-        self._listeners += 1
-        try:
-            while True:
-                if new := self.shown[after:]:
-                    after += len(new)
-                    yield new
-                elif self.outcome is not None:
-                    return
-                elif not await self._changed():
-                    yield ()
-        finally:
-            self._listeners -= 1
-            self.stop_if_alone()
-
-    async def ended(self) -> Finished:
-        """Wait for the end without being a follower."""
-        while self.outcome is None:
-            await self._changed()
-        return self.outcome
-
-    def tick(self) -> None:
-        """Let followers say that they are still there. One clock for all: a timer per token would cost more."""
-        self._news(False)
-
-    def _news(self, any: bool = True) -> None:
-        waiting, self._wake = self._wake, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(any)
-
-    async def _changed(self) -> bool:
-        """Wait for news; False when only the clock has ticked."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._wake.append(future)
-        return await future
-
-
-def _joined(events: Sequence[TurnEvent]) -> list[TurnEvent]:
-    """The same events with neighbouring deltas made one."""
-    joined: list[TurnEvent] = []
-    for event in events:
-        last = joined[-1] if joined else None
-        if isinstance(event, Delta) and isinstance(last, Delta):
-            joined[-1] = Delta(last.text + event.text, last.token_ids + event.token_ids)
-        else:
-            joined.append(event)
-    return joined
-
-
 class Runner:
     """All turns of this process."""
 
     def __init__(
-        self, store: Conversations, admission: Admission, engine: Engine, observer: Observer, holder: str
+        self,
+        store: Conversations,
+        admission: Admission,
+        engine: Engine,
+        observer: Observer,
+        *,
+        holder: str,
+        salt_of: Callable[[str], str],
     ) -> None:
         self._store = store
         self._admission = admission
         self._engine = engine
         self._observer = observer
         self.holder = holder
-        self._live: dict[tuple[str, str], LiveTurn] = {}
+        self._salt_of = salt_of  # a person's cache salt
+        self._live: dict[Lease, LiveTurn] = {}
         self._beginning: set[Lease] = set()  # written down, not running yet: ours all the same
         self._dirty: dict[LiveTurn, None] = {}
         self._work = asyncio.Event()
@@ -189,17 +94,27 @@ class Runner:
         self._tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
 
     async def close(self, drain_seconds: float) -> None:
-        """Let running turns go on for a while, then end them with what they have; stop."""
+        """Let running turns go on for a while; then what is stored is handed over, the rest ends. Stop."""
         self._draining = True
         running = [live.task for live in self._live.values() if live.task]
         if running:
             await asyncio.wait(running, timeout=drain_seconds)
-            for live in list(self._live.values()):
-                live.stop()
-            await asyncio.wait(running, timeout=LEASE_SECONDS)
+            await self._hand_over()
+            await asyncio.wait(running, timeout=GIVE_BACK_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _hand_over(self) -> None:
+        """What was said is logged already, or will be said again by whoever goes on."""
+        stored = {lease: live for lease, live in self._live.items() if live.begun is not None and not live.ending}
+        for live in list(self._live.values()):
+            if live in stored.values():
+                live.let_go()
+            else:
+                live.stop()
+        with suppress(Unavailable):
+            await self._store.hand_over(list(stored), self.holder)
 
     @property
     def running(self) -> int:
@@ -214,13 +129,16 @@ class Runner:
         """
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
-        request, begun = order.request, None
+        request, begun, shown = order.request, None, []
         lease = Lease(request.person, request.id)
         if order.begin is not None:
-            answer = await self._store.begin(order.begin)
+            asked = Asked(request.model, request.system, request.window, request.sampling)
+            answer = await self._store.begin(
+                replace(order.begin, entry=encode_event(asked), lease_seconds=LEASE_SECONDS)
+            )
             if isinstance(answer, Attached):
                 return answer
-            begun = answer
+            begun, shown = answer, [asked]
             self._beginning.add(lease)
         try:
             if order.begin is not None and (order.begin.conversation or order.begin.previous):
@@ -230,26 +148,31 @@ class Runner:
             place = await self._admission.enqueue(Ticket(request.person, prompt.tokens, request.sampling.max_tokens))
         except BaseException:
             if begun is not None:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(LEASE_SECONDS), suppress(Unavailable):
+                with anyio.CancelScope(shield=True), anyio.move_on_after(GIVE_BACK_SECONDS), suppress(Unavailable):
                     await self._store.undo(request.person, request.id, begun.fence)
             raise
         finally:
             self._beginning.discard(lease)
-        live = LiveTurn(replace(order, request=request), begun)
-        self._live[live.owner, live.id] = live
-        live.task = asyncio.create_task(self._run(live, request, prompt, place))
-        await asyncio.sleep(0)  # a task that is cancelled before its first step would release and store nothing
+        live = LiveTurn(request.person, request.id, begun, shown, background=order.background)
+        await self._set_going(live, request, prompt, place)
         return live
 
-    async def _run(self, live: LiveTurn, request: TurnRequest, prompt: Prompt, place: Place) -> None:
+    async def _set_going(self, live: LiveTurn, request: TurnRequest, prompt: Prompt | None, place: Place) -> None:
+        self._live[Lease(live.owner, live.id)] = live
+        live.task = asyncio.create_task(self._run(live, request, prompt, place))
+        await asyncio.sleep(0)  # a task that is cancelled before its first step would release and store nothing
+
+    async def _run(self, live: LiveTurn, request: TurnRequest, prompt: Prompt | None, place: Place) -> None:
         outcome = Finished("failed", code="internal_error", message="The answer broke off; please report this.")
         try:
-            async with aclosing(run_turn(request, prompt, place, self._engine)) as events:
+            async with aclosing(run_turn(request, prompt, place, self._engine, live.said)) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         outcome = event
                     else:
                         self._add(live, event)
+                        if len(live.unlogged) > BEHIND_EVENTS:
+                            await live.flushed()
         except asyncio.CancelledError:
             outcome = Finished("cancelled")
             if self._draining:
@@ -258,18 +181,13 @@ class Runner:
             outcome = Finished("failed", code=refusal.code, message=refusal.message)
         finally:
             live.ending = True
-            if not outcome.prompt_tokens and live.tokens:
-                counts = {"prompt_tokens": live.prompt_tokens, "completion_tokens": live.tokens}
+            if not outcome.prompt_tokens and live.said.tokens:
+                counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": live.said.tokens}
                 outcome = msgspec.structs.replace(outcome, **counts)
             with anyio.CancelScope(shield=True):
                 await self._finish(live, msgspec.structs.replace(outcome, completed_at=int(time.time())))
 
     def _add(self, live: LiveTurn, event: TurnEvent) -> None:
-        if isinstance(event, Delta):
-            live.text.append(event.text)
-            live.tokens += len(event.token_ids) or 1
-        elif isinstance(event, Started):
-            live.prompt_tokens = len(event.prompt_token_ids)
         if live.begun is None:
             live.show([event])
             return
@@ -282,23 +200,23 @@ class Runner:
         try:
             if live.begun is not None:
                 await live.flushed()
-                text = "".join(live.text)
-                complete = outcome.status == "completed"
-                output = [answer_item(text, complete)] if text or complete else []
-                await self._store_finish(_finish_of(live.owner, live.id, live.begun.fence, output, outcome))
+                if live.gone or not await self._store_finish(live, _finish_of(live, outcome)):
+                    live.let_go()
+                    return
         finally:
-            live.outcome = outcome
-            self._live.pop((live.owner, live.id), None)
-            live.show([outcome])
-            self._observer.turn_finished(outcome)
+            self._live.pop(Lease(live.owner, live.id), None)
+        live.outcome = outcome
+        live.show([outcome])
+        self._observer.turn_finished(outcome)
 
-    async def _store_finish(self, finish: Finish) -> None:
-        while True:
+    async def _store_finish(self, live: LiveTurn, finish: Finish) -> bool:
+        """False when the turn is somebody else's now."""
+        while not live.gone:
             try:
-                await self._store.finish(finish)
-                return
+                return await self._store.finish(finish) is not None
             except Unavailable:
                 await asyncio.sleep(RETRY_SECONDS)
+        return False
 
     # the log ------------------------------------------------------------------------------------------------------
     async def _commit(self) -> None:
@@ -317,8 +235,13 @@ class Runner:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            for (live, events), ours in zip(batches.items(), accepted, strict=True):
-                live.logged(events, ours)
+            for (live, events), standing in zip(batches.items(), accepted, strict=True):
+                if standing is Standing.LOST:
+                    live.let_go()
+                    continue
+                live.logged(events)
+                if standing is Standing.STOP:
+                    live.stop()
                 if live.unlogged:  # said while an earlier try of this write was under way
                     self._dirty[live] = None
                     self._work.set()
@@ -328,11 +251,14 @@ class Runner:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            leases = [Lease(live.owner, live.id) for live in self._live.values() if live.begun is not None]
-            leases += self._beginning
-            if leases:
-                with suppress(Unavailable):
-                    await self._store.renew(leases, self.holder, LEASE_SECONDS)
+            held = {lease: live for lease, live in self._live.items() if live.begun is not None and not live.gone}
+            leases = [*held, *self._beginning]
+            with suppress(Unavailable):
+                standings = await self._store.renew(leases, self.holder, LEASE_SECONDS)
+                for lease, standing in zip(leases, standings, strict=True):
+                    if (live := held.get(lease)) is None or standing is Standing.OURS or live.ending:
+                        continue
+                    live.stop() if standing is Standing.STOP else live.let_go()
 
     async def _tick(self) -> None:
         while True:
@@ -340,37 +266,73 @@ class Runner:
             for live in self._live.values():
                 live.tick()
 
+    # turns of a gateway that died ---------------------------------------------------------------------------------
     async def _recover(self) -> None:
-        """End the turns of a gateway that died, with what they had said."""
         while True:
             with suppress(Unavailable):
                 for lease in await self._store.expired():
-                    if lease not in self._beginning and (lease.owner, lease.turn) not in self._live:
-                        await self._end_orphan(lease)
+                    if not self._draining and lease not in self._beginning and lease not in self._live:
+                        await self._adopt(lease)
             await asyncio.sleep(RENEW_SECONDS)
 
-    async def _end_orphan(self, lease: Lease) -> None:
+    async def _adopt(self, lease: Lease) -> None:
+        """Go on with a turn from its log, as if its gateway had not died."""
         fence = await self._store.adopt(lease, self.holder, LEASE_SECONDS)
         if fence is None:
             return
-        said = [decode_event(entry) for entry in await self._store.log(lease.owner, lease.turn)]
-        deltas = [event for event in said if isinstance(event, Delta)]
-        text = "".join(delta.text for delta in deltas)
-        outcome = Finished(
-            "failed",
-            prompt_tokens=sum(len(event.prompt_token_ids) for event in said if isinstance(event, Started)),
-            completion_tokens=sum(len(delta.token_ids) or 1 for delta in deltas),
-            code="gateway_restarted",
-            message="The service was restarted while this answer was being written; what was said is kept.",
-            completed_at=int(time.time()),
+        self._beginning.add(lease)
+        try:
+            stored = await self._store.response(lease.owner, lease.turn)
+            said = [decode_event(entry) for entry in await self._store.log(lease.owner, lease.turn)]
+            begun = Begun(fence, stored.input, stored.shelf, stored.first_output)
+            live = LiveTurn(lease.owner, lease.turn, begun, said, background=True)
+            asked = said[0] if said else None
+            if not isinstance(asked, Asked) or not live.said.can_go_on or fence > MOST_ADOPTIONS:
+                await self._end_orphan(live)
+                return
+            await self._go_on(live, asked)
+        finally:
+            self._beginning.discard(lease)
+        log.warning("goes on with the turn %s of a gateway that died, after %d tokens", live.id, live.said.tokens)
+
+    async def _go_on(self, live: LiveTurn, asked: Asked) -> None:
+        request = TurnRequest(
+            id=live.id,
+            person=live.owner,
+            cache_salt=self._salt_of(live.owner),
+            model=asked.model,
+            system=asked.system,
+            items=[item.body for item in await self._store.history(live.owner, None, live.id)],
+            window=asked.window,
+            sampling=asked.sampling,
         )
-        output = [answer_item(text, complete=False)] if text else []
-        await self._store.finish(_finish_of(lease.owner, lease.turn, fence, output, outcome))
-        log.warning("ended the turn %s of a gateway that died, with %d characters", lease.turn, len(text))
+        prompt = None
+        try:
+            if not live.said.prompt_token_ids:
+                prompt = await build_prompt(request, self._engine)
+            tokens = prompt.tokens if prompt else len(live.said.prompt_token_ids)
+            ticket = Ticket(live.owner, tokens, asked.sampling.max_tokens, promised=bool(live.said.tokens))
+            place = await self._admission.enqueue(ticket)
+        except Refusal as refusal:
+            await self._end(live, refusal.code, refusal.message)
+            return
+        if live.said.tokens:
+            self._add(live, Progress("resuming"))
+        await self._set_going(live, request, prompt, place)
+
+    async def _end_orphan(self, live: LiveTurn) -> None:
+        message = "The service was restarted while this answer was being written; what was said is kept."
+        await self._end(live, "gateway_restarted", message)
+        log.warning("ended the turn %s of a gateway that died, after %d tokens", live.id, live.said.tokens)
+
+    async def _end(self, live: LiveTurn, code: str, message: str) -> None:
+        outcome = Finished("failed", code=code, message=message, completed_at=int(time.time()))
+        counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": live.said.tokens}
+        await self._store.finish(_finish_of(live, msgspec.structs.replace(outcome, **counts)))
 
     # who comes later ------------------------------------------------------------------------------------------------
     def live(self, owner: str, turn: str) -> LiveTurn | None:
-        return self._live.get((owner, turn))
+        return self._live.get(Lease(owner, turn))
 
     async def follow(self, owner: str, turn: str) -> AsyncGenerator[Sequence[TurnEvent], None]:
         """The events of any turn of `owner`, from the first on: running here, running elsewhere, or finished.
@@ -378,20 +340,31 @@ class Runner:
         Raises NotFound. The log of a finished turn is kept for a while only; after that its end alone remains.
         """
         live = self.live(owner, turn)
-        if live is not None:
-            async with aclosing(live.follow()) as steps:
+        steps = self._tail(owner, turn, 0) if live is None else self.show(live)
+        async with aclosing(steps):
+            async for events in steps:
+                yield events
+
+    async def show(self, live: LiveTurn) -> AsyncGenerator[Sequence[TurnEvent], None]:
+        """The events of a turn of this process; when it is not ours any more, of whoever has it then."""
+        async with aclosing(live.follow()) as steps:
+            async for events in steps:
+                yield events
+        if live.gone and not self._draining:
+            async with aclosing(self._tail(live.owner, live.id, len(live.shown))) as steps:
                 async for events in steps:
                     yield events
-            return
-        seen, quiet = 0, 0.0
-        while True:
-            response = await self._store.response(owner, turn)
-            entries = await self._store.log(owner, turn, after=seen)
+
+    async def _tail(self, owner: str, turn: str, seen: int) -> AsyncGenerator[Sequence[TurnEvent], None]:
+        """What another process logs of a turn, after its first `seen` entries."""
+        quiet = 0.0
+        while not self._draining:
+            entries, result = await self._store.tail(owner, turn, seen)
             if entries:
                 seen, quiet = seen + len(entries), 0.0
                 yield [decode_event(entry) for entry in entries]
-            if response.result is not None:
-                yield [decode_event(response.result)]
+            if result is not None:
+                yield [decode_event(result)]
                 return
             await asyncio.sleep(POLL_SECONDS)
             quiet += POLL_SECONDS
@@ -405,7 +378,14 @@ class Runner:
         if live is not None:
             live.stop()
             await live.ended()
-        return await self._store.response(owner, turn)
+        response = await self._store.response(owner, turn)
+        if response.result is None:
+            await self._store.ask_to_stop(owner, turn)
+        with anyio.move_on_after(CANCEL_SECONDS):
+            while response.result is None:
+                await asyncio.sleep(POLL_SECONDS)
+                response = await self._store.response(owner, turn)
+        return response
 
     def stop_all(self, owner: str) -> None:
         """End everything of a person, e.g. one that was disabled."""
@@ -428,13 +408,14 @@ def _append(live: LiveTurn, events: Sequence[TurnEvent]) -> Append:
     return Append(live.owner, live.id, fence, len(live.shown) + 1, [encode_event(event) for event in events])
 
 
-def _finish_of(owner: str, turn: str, fence: int, output: Sequence[dict[str, object]], outcome: Finished) -> Finish:
+def _finish_of(live: LiveTurn, outcome: Finished) -> Finish:
+    text, complete = live.said.text, outcome.status == "completed"
     return Finish(
-        owner=owner,
-        turn=turn,
-        fence=fence,
+        owner=live.owner,
+        turn=live.id,
+        fence=live.begun.fence if live.begun else 0,
         status=outcome.status,
-        output=output,
+        output=[answer_item(text, complete)] if text or complete else [],
         result=encode_event(outcome),
         prompt_tokens=outcome.prompt_tokens,
         completion_tokens=outcome.completion_tokens,

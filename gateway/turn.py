@@ -1,21 +1,24 @@
 """The flow of one turn: wait for the seat, ask the engine, pass on what it says, give the seat back.
 
 One async generator of a small union of events; knows no HTTP, no Redis and no protocol of any API. Whoever runs it
-(`runner.py`) logs the events and ends it; whoever shows it (`api/`) translates them.
+(`runner.py`) logs the events and ends it; whoever shows it (`api/`) translates them. An engine that goes away in the
+middle is waited for, and the same answer goes on from the tokens that were said.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import msgspec
 
 from gateway.admission import Place
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts, Usage
-from gateway.errors import ContextLengthExceeded, EngineLost
+from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
+from gateway.events import Delta, Finished, Progress, Queued, Sampling, Started, Timing, TurnEvent
 from gateway.prompt import (
     Message,
     Window,
@@ -30,70 +33,9 @@ from gateway.prompt import (
 RELEASE_SECONDS = 5.0
 LEAST_ANSWER_TOKENS = 16  # a prompt that leaves less room than this is too long
 _FITTING_TRIES = 4
-
-
-# Events. Compact on the wire of the log: arrays, tagged by one letter.
-class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):
-    position: int  # 0: the seat is given
-    eta_seconds: float | None = None
-
-
-class Progress(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    state: Literal["loading", "engine_lost", "resuming", "storage_wait"]
-    eta_seconds: float | None = None
-
-
-class Started(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """The engine has read the prompt. Its token ids are kept once, so that a broken answer can be continued."""
-
-    prompt_token_ids: tuple[int, ...] = ()
-
-
-class Delta(msgspec.Struct, frozen=True, array_like=True, tag="d"):
-    text: str
-    token_ids: tuple[int, ...] = ()
-
-
-class Timing(msgspec.Struct, frozen=True, array_like=True):
-    """Seconds of the wall clock: in line, until the first token, until the last."""
-
-    queued: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-
-
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag="f"):
-    """The end of every turn, also of a broken one: then `code` and `message` say why.
-
-    `status`: completed | incomplete (reason max_output_tokens) | cancelled | failed.
-    """
-
-    status: Literal["completed", "incomplete", "cancelled", "failed"]
-    reason: str | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    timing: Timing = Timing()
-    code: str | None = None
-    message: str | None = None
-    completed_at: int = 0
-
-
-TurnEvent = Queued | Progress | Started | Delta | Finished
-
-encode_event = msgspec.msgpack.Encoder().encode
-decode_event = msgspec.msgpack.Decoder(TurnEvent).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """What the engine is asked for; every value is effective, nothing is left to the engine's own defaults."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    extra: Mapping[str, Any] = field(default_factory=dict)  # checked by the door: seed, stop, top_k, min_p, penalties
+AWAY_SECONDS = 600.0  # how long an answer waits for an engine that is away
+AWAY_PAUSE_SECONDS = 0.2  # between two tries on an engine that is there but takes nothing: it drains
+MOST_LOSSES = 3  # engines that may break on one and the same token: the request itself may be what breaks them
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,28 +123,61 @@ async def _count(request: TurnRequest, messages: list[Message], engine: Engine) 
     return Prompt(messages, estimate_tokens(messages), certain=False)
 
 
+@dataclass(slots=True)
+class Said:
+    """What exists of an answer: a fold over its events, and enough to continue it."""
+
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
+    pieces: list[str] = field(default_factory=list)
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, events: Iterable[TurnEvent]) -> "Said":
+        said = cls()
+        for event in events:
+            said.hear(event)
+        return said
+
+    def hear(self, event: TurnEvent) -> None:
+        if isinstance(event, Delta):
+            self.pieces.append(event.text)
+            self.token_ids += event.token_ids
+            self.tokens += len(event.token_ids) or 1
+        elif isinstance(event, Started):
+            self.prompt_token_ids = event.prompt_token_ids
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Nothing said yet, or every token of it known (a bare engine may not tell them)."""
+        return not self.tokens or bool(self.prompt_token_ids and self.token_ids)
+
+
 async def run_turn(
-    request: TurnRequest, prompt: Prompt, place: Place, engine: Engine
+    request: TurnRequest, prompt: Prompt | None, place: Place, engine: Engine, said: Said
 ) -> AsyncGenerator[TurnEvent, None]:
     """Run one turn to its end. Raises a Refusal when it cannot go on; closing it early aborts it in the engine.
 
-    The place is released here, whatever happens.
+    `said` grows with what is said; when it holds something already, the answer goes on from there, and `prompt` may be
+    None. The place is released here, whatever happens.
     """
-    produced = _Produced(began=time.monotonic())
+    speech = _Speech(said, began=time.monotonic())
     try:
         async for event in _wait(place, engine):
             yield event
-        produced.seated = time.monotonic()
-        if not prompt.certain:
-            prompt = await build_prompt(request, engine)
-        async with aclosing(engine.chat(_body(request, prompt, engine.model), request.id)) as bursts:
-            async for chunks in bursts:
-                for event in produced.take(chunks):
-                    yield event
-        yield produced.finish()
+        speech.seated = time.monotonic()
+        async with aclosing(_speak(request, prompt, engine, speech)) as events:
+            async for event in events:
+                said.hear(event)
+                yield event
+        yield speech.finish()
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
-            await place.release(produced.tokens)
+            await place.release(speech.tokens)
 
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
@@ -218,38 +193,130 @@ async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
             yield Queued(position, waiting.eta_seconds)
 
 
+async def _speak(
+    request: TurnRequest, prompt: Prompt | None, engine: Engine, speech: "_Speech"
+) -> AsyncGenerator[TurnEvent, None]:
+    """What the engine says, to the end of the answer, however often an engine goes away in between."""
+    losses, told, away_since, heard = 0, False, time.monotonic(), speech.tokens
+    while True:
+        try:
+            async with aclosing(_ask(request, prompt, engine, speech)) as events:
+                async for event in events:
+                    if told:
+                        told = False
+                        yield Progress("resuming")
+                    yield event
+            return
+        except EngineLost as lost:
+            if speech.tokens > heard:
+                losses, heard, away_since = 0, speech.tokens, time.monotonic()
+            losses += not isinstance(lost, EngineAway)
+            if losses >= MOST_LOSSES or not speech.said.can_go_on or time.monotonic() - away_since > AWAY_SECONDS:
+                raise
+            if not told:
+                told = True
+                yield Progress("engine_lost")
+            await _until_back(engine, lost, away_since + AWAY_SECONDS)
+
+
+async def _until_back(engine: Engine, lost: EngineLost, deadline: float) -> None:
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            await asyncio.sleep(AWAY_PAUSE_SECONDS)
+            await engine.until_ready()
+    except TimeoutError:
+        raise lost from None
+
+
+async def _ask(
+    request: TurnRequest, prompt: Prompt | None, engine: Engine, speech: "_Speech"
+) -> AsyncGenerator[TurnEvent, None]:
+    """One try: ask for the answer, or for what is still missing of it."""
+    said = speech.said
+    speech.begin()
+    if said.prompt_token_ids:
+        left = _tokens_left(request, said, engine.model)
+        if held := await _held_back(request, said, engine):
+            yield Delta(held)
+        if left < 1:
+            speech.finish_reason = "length"
+            return
+        bursts = engine.complete(_continuation(request, said, left), request.id)
+    else:
+        if prompt is None or not prompt.certain:
+            prompt = await build_prompt(request, engine)
+        bursts = engine.chat(_body(request, prompt, engine.model), request.id)
+    async with aclosing(bursts):
+        async for chunks in bursts:
+            for event in speech.take(chunks):
+                yield event
+
+
+async def _held_back(request: TurnRequest, said: Said, engine: Engine) -> str:
+    """Text of tokens that were said, but kept back by the engine: it might have become a stop string."""
+    if not said.token_ids or "stop" not in request.sampling.extra:
+        return ""
+    whole = await engine.text_of(said.token_ids, request.id)
+    return whole.removeprefix(said.text) if whole.startswith(said.text) else ""
+
+
+def _tokens_left(request: TurnRequest, said: Said, model: ModelFacts | None) -> int:
+    """How many tokens the answer may still have. Raises EngineError when another model is served now."""
+    if model is not None and request.model and model.id != request.model:
+        raise EngineError(f"The answer was begun by {request.model}; {model.id} is served now. Ask again.")
+    room = model.context_tokens - len(said.prompt_token_ids) if model else request.sampling.max_tokens
+    return min(request.sampling.max_tokens, room) - len(said.token_ids)
+
+
+def _continuation(request: TurnRequest, said: Said, left: int) -> bytes:
+    """The same prompt and answer as token ids: the engine goes on with exactly these, most of them from its cache."""
+    prompt = [*said.prompt_token_ids, *said.token_ids]
+    return msgspec.json.encode({"prompt": prompt, **_asked(request, request.model, left)})
+
+
 def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> bytes:
+    room = model.context_tokens - prompt.tokens if model else request.sampling.max_tokens
+    most = max(1, min(request.sampling.max_tokens, room))
+    name = request.model or (model.id if model else "")  # asked before it was known
+    return msgspec.json.encode({"messages": prompt.messages, **_asked(request, name, most)})
+
+
+def _asked(request: TurnRequest, model: str, max_tokens: int) -> dict[str, Any]:
     sampling = request.sampling
-    room = model.context_tokens - prompt.tokens if model else sampling.max_tokens
-    return msgspec.json.encode(
-        {
-            "model": request.model or (model.id if model else ""),  # asked before it was known
-            "messages": prompt.messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-            "cache_salt": request.cache_salt,
-            "max_tokens": max(1, min(sampling.max_tokens, room)),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            **sampling.extra,
-        }
-    )
+    return {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        "cache_salt": request.cache_salt,
+        "max_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        **sampling.extra,
+    }
 
 
 @dataclass(slots=True)
-class _Produced:
-    """What the engine has said so far, and when."""
+class _Speech:
+    """What the engine has said in this run, and when. `said` is the whole answer, earlier runs included."""
 
+    said: Said
     began: float
     seated: float = 0.0
     first: float = 0.0
     last: float = 0.0
     tokens: int = 0
+    before: int = 0  # tokens of the answer that the engine was given to go on from
     finish_reason: str | None = None
     usage: Usage | None = None
     held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
+
+    def begin(self) -> None:
+        """A new try: ids whose text never came belong to nothing."""
+        self.held.clear()
+        self.before = len(self.said.token_ids)
+        self.usage = self.finish_reason = None
 
     def take(self, chunks: Sequence[ChatChunk]) -> list[TurnEvent]:
         """The events of one burst: at most one Started and one Delta, however many tokens came together."""
@@ -257,15 +324,15 @@ class _Produced:
         text = ""
         ids: list[int] = []
         for chunk in chunks:
-            if chunk.prompt_token_ids is not None:
+            if chunk.prompt_token_ids is not None and not self.said.prompt_token_ids:
                 events.append(Started(chunk.prompt_token_ids))
             if chunk.usage is not None:
                 self.usage = chunk.usage
             for choice in chunk.choices:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self.held.extend(choice.token_ids or ())
-                if choice.delta.content:
-                    text += choice.delta.content
+                if content := choice.delta.content or choice.text:
+                    text += content
                     ids += self.held
                     self.held.clear()
         if text:
@@ -279,14 +346,15 @@ class _Produced:
         self.tokens += tokens
 
     def finish(self) -> Finished:
-        usage = self.usage or Usage(completion_tokens=self.tokens)
+        usage = self.usage or Usage(self.before + len(self.said.prompt_token_ids), self.said.tokens - self.before)
         cut = self.finish_reason == "length"
+        prompt_tokens = usage.prompt_tokens - self.before
         return Finished(
             status="incomplete" if cut else "completed",
             reason="max_output_tokens" if cut else None,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens or self.tokens,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(usage.cached_tokens, prompt_tokens),
+            completion_tokens=self.before + (usage.completion_tokens or 0),
             timing=self.timing(),
         )
 

@@ -3,10 +3,15 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gateway.redis_client import RedisClient
 from tests.servers import BINARIES, RedisServer, find_binary, must_exist
+
+# An example that takes long on a busy machine is no failure: times are measured by benchmarks.
+hypothesis.settings.register_profile("deskmate", deadline=None)
+hypothesis.settings.load_profile("deskmate")
 
 
 @pytest.fixture(scope="session", params=BINARIES)

@@ -126,9 +126,14 @@ def generated_ids(prompt_ids: list[int], seed: int | None = None) -> Iterator[in
 
 def natural_length(prompt_ids: list[int]) -> int:
     """Tokens still to come, the end of turn included: 24 to 64 after the assistant's header."""
-    header = len(prompt_ids) - prompt_ids[::-1].index(ASSISTANT) if ASSISTANT in prompt_ids else len(prompt_ids)
+    header = _header(prompt_ids)
     whole = 24 + zlib.crc32(repr(prompt_ids[:header]).encode()) % 41
     return max(1, whole - (len(prompt_ids) - header))
+
+
+def _header(prompt_ids: list[int]) -> int:
+    """Where the answer begins: after the last assistant's header, else after the prompt."""
+    return len(prompt_ids) - prompt_ids[::-1].index(ASSISTANT) if ASSISTANT in prompt_ids else len(prompt_ids)
 
 
 def answer(messages: list[dict[str, Any]], max_tokens: int | None = None, seed: int | None = None) -> str:
@@ -153,7 +158,7 @@ def pieces(prompt_ids: list[int], wish: Wish, script: Script) -> Iterator[Piece]
     numbers = generated_ids(prompt_ids, wish.seed)
     length = natural_length(prompt_ids)
     if script.answer is not None:
-        scripted = tokenize(script.answer)
+        scripted = tokenize(script.answer)[len(prompt_ids) - _header(prompt_ids) :]
         numbers, length = itertools.chain(scripted, numbers), len(scripted) + 1
     if wish.ignore_eos:
         length = wish.max_tokens

@@ -13,6 +13,7 @@ class Ticket:
     person: str  # whose turn in the round it uses; a person's ten keys are one person
     prompt_tokens: int
     max_tokens: int
+    promised: bool = False  # its answer has begun already: never refused, and before whoever waits for a first word
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,13 @@ class RoundRobinQueue:
             raise Busy(f"The wait is about {eta:.0f} s; ask again later.", retry_after_seconds=eta)
 
     async def enqueue(self, ticket: Ticket) -> "_Place":
-        await self.check(ticket)
         place = _Place(self, ticket.person)
-        self._lines.setdefault(ticket.person, deque()).append(place)
+        if ticket.promised:
+            self._lines.setdefault(ticket.person, deque()).appendleft(place)
+            self._lines.move_to_end(ticket.person, last=False)
+        else:
+            await self.check(ticket)
+            self._lines.setdefault(ticket.person, deque()).append(place)
         self.dispatch()
         return place
 

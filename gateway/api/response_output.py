@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
+from gateway.events import Delta, Finished, Progress, Queued, TurnEvent, decode_event
 from gateway.sse import event
-from gateway.turn import Delta, Finished, Progress, Queued, TurnEvent, answer_item, decode_event
+from gateway.turn import answer_item
 
 _encode_json = msgspec.json.Encoder().encode
 

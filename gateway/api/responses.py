@@ -27,12 +27,14 @@ from gateway.body import parse_json
 from gateway.conversations import Attached, Begin, Conversations, Json, StoredResponse
 from gateway.conversations.ids import new_id, new_shelf
 from gateway.engine import Defaults, Engine
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, Draining, NotFound
+from gateway.events import Finished, Sampling, TurnEvent
+from gateway.live import LiveTurn
 from gateway.prompt import Window, title_of
-from gateway.runner import LiveTurn, Order, Runner
+from gateway.runner import Order, Runner
 from gateway.settings import Settings
 from gateway.sse import DONE, HEARTBEAT, EventStream, unless_left
-from gateway.turn import Finished, Sampling, TurnEvent, TurnRequest, build_prompt
+from gateway.turn import TurnRequest, build_prompt
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400
@@ -60,7 +62,7 @@ class ResponsesDoor:
         shelf, first = (turn.begun.shelf, turn.begun.first_output) if turn.begun else (new_shelf(), 1)
         renderer = StreamRenderer(turn.id, echo, shelf, first)
         if create.stream:
-            return EventStream(_stream(renderer, turn.follow()), on_end=turn.stop_if_alone)
+            return EventStream(_stream(renderer, self.runner.show(turn)), on_end=turn.stop_if_alone)
         if create.background:
             return json_response(stored_object(await self.store.response(principal.user, turn.id)))
         return await self._whole(request, renderer, turn)
@@ -68,7 +70,7 @@ class ResponsesDoor:
     async def _whole(self, request: Request, renderer: StreamRenderer, turn: LiveTurn) -> Response:
         """A response that is not streamed: the caller waits for its end; when they leave, the turn ends."""
         try:
-            outcome = await unless_left(request.receive, _last(renderer, turn.follow()))
+            outcome = await unless_left(request.receive, _last(renderer, self.runner.show(turn)))
         finally:
             turn.stop_if_alone()
         return json_response(renderer.result(outcome)) if outcome else Response(status_code=499)
@@ -215,8 +217,10 @@ async def _stream(
     head = b"".join(renderer.begin())
     if after < 0:
         yield head
+    ended = False
     async with aclosing(steps):
         async for events in steps:
+            ended = bool(events) and isinstance(events[-1], Finished)
             data = []
             for happened in events:
                 for rendered in renderer.feed(happened):
@@ -226,7 +230,8 @@ async def _stream(
                 yield b"".join(data)
             elif not events:
                 yield HEARTBEAT
-    yield DONE
+    if ended:  # else the gateway is stopping: whoever comes back finds the answer where another one has it
+        yield DONE
 
 
 async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None]) -> Finished:
@@ -238,7 +243,7 @@ async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEve
                     pass
                 if isinstance(happened, Finished):
                     return happened
-    raise AssertionError("a turn ends with Finished")
+    raise Draining("The gateway is stopping; the answer goes on elsewhere. Ask for it again in a moment.")
 
 
 async def _exhaust(steps: AsyncGenerator[Sequence[TurnEvent], None]) -> None:

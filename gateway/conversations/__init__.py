@@ -6,6 +6,7 @@ how an item looks inside: an item is a JSON object in the Responses API's shape,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 Json = Mapping[str, Any]
@@ -68,6 +69,7 @@ class Begin:
     title: str | None = None  # becomes metadata["deskmate:title"] when the conversation has none
     holder: str = ""  # the gateway process that runs the turn
     lease_seconds: float = 5.0
+    entry: bytes = b""  # the first of the stream log
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,14 @@ class Lease:
     turn: str
 
 
+class Standing(IntEnum):
+    """How a turn stands with the process that runs it."""
+
+    LOST = 0  # somebody else has it, or it is over: stop, and write nothing more
+    OURS = 1
+    STOP = 2  # ours, but its owner asked for its end
+
+
 class Conversations(Protocol):
     """Storage of one installation. Every method names the owner; what belongs to somebody else does not exist.
 
@@ -158,8 +168,8 @@ class Conversations(Protocol):
         """Take a begun turn back as if never posted: items, lock, key, log. Does nothing when the fence is not ours."""
         ...
 
-    async def append(self, appends: Sequence[Append]) -> Sequence[bool]:
-        """Write log entries of many turns in one round trip. False where the fence is no longer the turn's: stop it.
+    async def append(self, appends: Sequence[Append]) -> Sequence[Standing]:
+        """Write log entries of many turns in one round trip; none where the fence is no longer the turn's.
 
         Safe to repeat: entries already there are skipped by their number.
         """
@@ -174,7 +184,15 @@ class Conversations(Protocol):
         """
         ...
 
-    async def renew(self, leases: Sequence[Lease], holder: str, seconds: float) -> None: ...
+    async def renew(self, leases: Sequence[Lease], holder: str, seconds: float) -> Sequence[Standing]: ...
+
+    async def hand_over(self, leases: Sequence[Lease], holder: str) -> None:
+        """Let go of turns that are still the holder's: anybody may adopt them now."""
+        ...
+
+    async def ask_to_stop(self, owner: str, turn: str) -> None:
+        """Tell whoever runs the turn to end it, when it runs at all."""
+        ...
 
     async def expired(self, limit: int = 100) -> Sequence[Lease]:
         """Turns whose holder stopped renewing."""
@@ -193,6 +211,10 @@ class Conversations(Protocol):
 
     async def log(self, owner: str, turn: str, after: int = 0) -> Sequence[bytes]:
         """Log entries with number > `after`; empty when the log's TTL is over."""
+        ...
+
+    async def tail(self, owner: str, turn: str, after: int) -> tuple[Sequence[bytes], bytes | None]:
+        """As `log`, and the finisher's record once the turn has ended; then nothing more comes. Raises NotFound."""
         ...
 
     # responses --------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from gateway.conversations import (
     Item,
     Json,
     Lease,
+    Standing,
     StoredResponse,
     item_id,
 )
@@ -92,6 +93,7 @@ class RedisConversations:
             pack(begin.request),
             OUTPUT_ITEMS,
             int(begin.attach),
+            begin.entry,
             *_encoded(begin.input),
         ]
 
@@ -99,11 +101,11 @@ class RedisConversations:
         _check_names(owner, turn)
         await self._redis.run("undo_turn", args=(owner, turn, fence))
 
-    async def append(self, appends: Sequence[Append]) -> Sequence[bool]:
+    async def append(self, appends: Sequence[Append]) -> Sequence[Standing]:
         args: List[Argument] = []
         for a in appends:
             args += (f"{a.owner}:{a.turn}", a.fence, a.first, len(a.entries), *a.entries)
-        return [done == 1 for done in await self._redis.run("append_log", args=args)]
+        return [Standing(n) for n in await self._redis.run("append_log", args=args)]
 
     async def finish(self, finish: Finish) -> Sequence[Item] | None:
         _check_names(finish.owner, finish.turn)
@@ -125,10 +127,19 @@ class RedisConversations:
         reply = await self._redis.run("finish_turn", args=args)
         return None if reply is None else _numbered(finish.output, reply[0].decode(), int(reply[1]))
 
-    async def renew(self, leases: Sequence[Lease], holder: str, seconds: float) -> None:
-        if leases:
-            members = (f"{lease.owner}:{lease.turn}" for lease in leases)
-            await self._redis.run("renew_leases", args=(holder, round(seconds * 1000), *members))
+    async def renew(self, leases: Sequence[Lease], holder: str, seconds: float) -> Sequence[Standing]:
+        if not leases:
+            return []
+        members = (f"{lease.owner}:{lease.turn}" for lease in leases)
+        reply = await self._redis.run("renew_leases", args=(holder, round(seconds * 1000), *members))
+        return [Standing(n) for n in reply]
+
+    async def hand_over(self, leases: Sequence[Lease], holder: str) -> None:
+        await self.renew(leases, holder, 0.0)
+
+    async def ask_to_stop(self, owner: str, turn: str) -> None:
+        if is_name(turn):
+            await self._redis.run("stop_turn", args=(owner, turn))
 
     async def expired(self, limit: int = 100) -> Sequence[Lease]:
         members = await self._redis.run("expired_leases", args=(limit,))
@@ -158,6 +169,13 @@ class RedisConversations:
             return []
         entries = await self._redis.call("XRANGE", f"dm:stream:{owner}:{turn}", f"{after + 1}-0", "+")
         return [fields[1] for _, fields in entries]
+
+    async def tail(self, owner: str, turn: str, after: int) -> tuple[Sequence[bytes], bytes | None]:
+        reply = await self._redis.run("read_tail", args=(owner, turn, after)) if is_name(turn) else None
+        if reply is None:
+            raise _no_response(turn)
+        entries, result = reply
+        return [fields[1] for _, fields in entries], None if result is None else unpack(result)
 
     # responses --------------------------------------------------------------------------------------------------
     async def response(self, owner: str, turn: str) -> StoredResponse:

@@ -3,7 +3,7 @@
 --
 -- KEYS   none; writes dm:stream:{owner}:{turn} STREAM, reads dm:turn:{owner}:{turn} HASH
 -- ARGV   for each turn: "{owner}:{turn}", fence, number of the first entry, how many entries, the entries
--- result for each turn 1, or 0 where the fence is no longer the turn's
+-- result for each turn 1, 2 when its owner asked for its end, or 0 where the fence is no longer the turn's
 -- An entry whose number is there already is skipped: safe to repeat. A log has a TTL from its first entry on, so that none
 -- stays behind for ever; the turn's end sets a shorter one, which entries after the end keep.
 local ABANDONED_SECONDS = 30 * 86400
@@ -11,7 +11,7 @@ local i, results = 1, {}
 while i <= #ARGV do
   local name, fence, first, count = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   i = i + 4
-  local turn = redis.call('HMGET', 'dm:turn:' .. name, 'fence', 'log')
+  local turn = redis.call('HMGET', 'dm:turn:' .. name, 'fence', 'log', 'stop')
   local ours = turn[1] == fence
   if ours then
     local stream = 'dm:stream:' .. name
@@ -21,7 +21,7 @@ while i <= #ARGV do
     end
     if turn[2] or first == '1' then redis.call('EXPIRE', stream, turn[2] or ABANDONED_SECONDS) end
   end
-  results[#results + 1] = ours and 1 or 0
+  results[#results + 1] = ours and (turn[3] and 2 or 1) or 0
   i = i + count
 end
 return results

@@ -1,19 +1,20 @@
 #!lua
 -- Begin a turn: append its input, create it with its lease, lock its conversation. All or nothing.
 --
--- KEYS   none; ARGV[1] makes them: reads and writes conv, order, turns, convs, shelf, turn, idem, leases (types: keys.lua)
+-- KEYS   none; ARGV[1] makes them: reads and writes conv, order, turns, convs, shelf, turn, stream, idem, leases
+--        (types: keys.lua)
 -- ARGV   owner, turn, conversation, previous, expected version, idempotency key, its digest, its seconds, title, holder,
 --        lease (ms), created (s), id for a new shelf, retention (s), request (packed), how many numbers to
---        reserve for the output, 1 to attach to what came before under the key (0 replaces it), then the
---        input items (packed).
+--        reserve for the output, 1 to attach to what came before under the key (0 replaces it), the first entry of
+--        the log, then the input items (packed).
 --        '' stands for what is absent.
 -- result {'begun', fence, shelf, first number} | {'attached', turn} | {'reused'} | {'no_conversation'} | {'no_previous'}
 --        | {'too_deep'} | {'locked', version or '', running turn} | {'version', version}
 -- The same turn begun again by the same holder gets the first answer again: safe to repeat.
 -- include keys
 local owner, turn, conv, previous, expected, idem, digest, idem_seconds, title, holder, lease_ms, created, shelf_id,
-  keep_seconds, request, reserve, attach = unpack(ARGV, 1, 17)
-local FIRST_ITEM = 18
+  keep_seconds, request, reserve, attach, entry = unpack(ARGV, 1, 18)
+local FIRST_ITEM, ABANDONED_SECONDS = 19, 30 * 86400
 -- include keep
 -- include shelf
 -- include context
@@ -78,6 +79,10 @@ end
 if idem ~= '' then
   redis.call('HSET', turn_key, 'idem', idem)
   redis.call('SET', key('idem', idem), turn .. ' ' .. digest, 'EX', idem_seconds)
+end
+if entry ~= '' then
+  redis.call('XADD', key('stream', turn), '1-0', 'e', entry)
+  redis.call('EXPIRE', key('stream', turn), ABANDONED_SECONDS) -- its end sets a shorter one
 end
 redis.call('ZADD', 'dm:leases', now + lease_ms, owner .. ':' .. turn)
 keep(turn_key)

@@ -27,7 +27,7 @@ local first = last_input + 1
 local last = put_at(shelf, first, FIRST_ITEM)
 redis.call('HSET', shelf, 'r' .. first_input, result)
 redis.call('HSET', turn_key, 'status', status, 'out', first .. '-' .. last, 'log', log_seconds)
-redis.call('HDEL', turn_key, 'undo', 'holder', 'reserve')
+redis.call('HDEL', turn_key, 'undo', 'holder', 'reserve', 'stop')
 if conv then
   for n = first, last do redis.call('RPUSH', key('order', conv), n) end
   redis.call('HDEL', key('conv', conv), 'running')

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from gateway.conversations import OUTPUT_ITEMS, Append, Attached, Begun, Lease, item_id
-from gateway.conversations.store import TITLE, RedisConversations
+from gateway.conversations import OUTPUT_ITEMS, Append, Attached, Begun, Lease, Standing, item_id
+from gateway.conversations.store import TITLE
 from gateway.errors import (
     ConversationLocked,
     IdempotencyConflict,
@@ -14,7 +14,6 @@ from gateway.errors import (
     PreviousResponseNotFound,
     VersionConflict,
 )
-from gateway.redis_client import RedisClient
 from tests.contract.conftest import Desk, dump, said, texts
 from tests.servers import RedisServer
 
@@ -233,6 +232,54 @@ async def test_who_adopts_an_expired_turn_fences_the_former_holder(desk: Desk) -
     await desk.store.undo(desk.owner, begin.turn, begun.fence)
     assert await desk.store.finish(desk.answers(begin, "good", 2)) is not None
     assert texts((await desk.store.response(desk.owner, begin.turn)).output) == ["good"]
+
+
+async def test_the_first_entry_of_the_log_is_written_with_the_turn_and_taken_back_with_it(
+    desk: Desk, redis_server: RedisServer
+) -> None:
+    begin, begun = await desk.begins("1", entry=b"asked")
+    assert await desk.store.log(desk.owner, begin.turn) == [b"asked"]
+    assert await desk.store.append([Append(desk.owner, begin.turn, 1, 2, [b"said"])]) == [Standing.OURS]
+    await desk.store.undo(desk.owner, begin.turn, begun.fence)
+    assert not [key for key in dump(redis_server) if key.startswith("dm:stream:")]
+
+
+async def test_what_comes_after_an_entry_is_told_with_the_end_once_there_is_one(desk: Desk) -> None:
+    begin, _ = await desk.begins("1", entry=b"a")
+    await desk.store.append([Append(desk.owner, begin.turn, 1, 2, [b"b", b"c"])])
+    assert await desk.store.tail(desk.owner, begin.turn, 1) == ([b"b", b"c"], None)
+    assert await desk.store.tail(desk.owner, begin.turn, 3) == ([], None)
+    await desk.store.finish(desk.answers(begin, "2"))
+    assert await desk.store.tail(desk.owner, begin.turn, 2) == ([b"c"], b'{"r":1}')
+    for stranger, turn in ((desk.owner, "resp_none"), ("u_bob", begin.turn)):
+        with pytest.raises(NotFound):
+            await desk.store.tail(stranger, turn, 0)
+
+
+async def test_who_asks_for_the_end_of_a_turn_is_heard_by_whoever_runs_it(desk: Desk) -> None:
+    begin, _ = await desk.begins("1")
+    mine, lease = Append(desk.owner, begin.turn, 1, 1, [b"a"]), Lease(desk.owner, begin.turn)
+    await desk.store.ask_to_stop("u_bob", begin.turn)
+    assert await desk.store.renew([lease], "gateway-1", 60) == [Standing.OURS]
+    await desk.store.ask_to_stop(desk.owner, begin.turn)
+    assert await desk.store.append([mine]) == [Standing.STOP]
+    assert await desk.store.renew([lease], "gateway-1", 60) == [Standing.STOP]
+    assert await desk.store.renew([lease], "gateway-2", 60) == [Standing.LOST]
+    await desk.store.finish(desk.answers(begin, "2", status="cancelled"))
+    before = await desk.store.response(desk.owner, begin.turn)
+    await desk.store.ask_to_stop(desk.owner, begin.turn)
+    assert await desk.store.response(desk.owner, begin.turn) == before
+
+
+async def test_a_turn_that_is_handed_over_can_be_adopted_at_once_but_only_its_holder_can_do_so(
+    desk: Desk,
+) -> None:
+    begin, _ = await desk.begins("1", lease_seconds=60.0)
+    lease = Lease(desk.owner, begin.turn)
+    await desk.store.hand_over([lease], "somebody-else")
+    assert await desk.store.adopt(lease, "gateway-2", 60) is None
+    await desk.store.hand_over([lease], "gateway-1")
+    assert await desk.store.adopt(lease, "gateway-2", 60) == 2
 
 
 async def test_a_renewed_lease_is_not_expired_and_cannot_be_adopted(desk: Desk) -> None:

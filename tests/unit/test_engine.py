@@ -310,6 +310,44 @@ async def test_the_only_worker_is_lost_and_comes_back_and_listeners_are_told(wor
         assert b"vllm:num_requests_running" in await engine.get("/metrics")
 
 
+async def test_a_worker_that_falls_silent_in_every_answer_is_lost_until_it_shows_that_it_can_speak(worker, monkeypatch):
+    monkeypatch.setattr("gateway.engine.SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.engine.POLL_READY_SECONDS", 0.05)
+    async with engine_of(worker) as engine:
+        worker.script(fail="hang_after:3", times=1)
+        states = []
+        engine.on_change(lambda: states.append(engine.state))
+        with pytest.raises(EngineLost):
+            await chat(engine)
+        await until(engine, EngineState.READY)
+        assert states == [EngineState.LOST, EngineState.READY]
+        assert [record.path for record in worker.generations] == ["/v1/chat/completions", "/v1/completions"]
+        assert await chat(engine)
+
+
+async def test_who_waits_for_the_first_word_of_a_worker_that_is_lost_hears_of_it(worker, monkeypatch):
+    monkeypatch.setattr("gateway.engine.POLL_READY_SECONDS", 0.05)
+    async with engine_of(worker) as engine:
+        worker.script(fail="hang")
+        asking = asyncio.create_task(chat(engine))
+        await worker.until(lambda w: w.generations)
+        worker.script(loading=True)
+        with pytest.raises(EngineLost):
+            await asking
+
+
+async def test_what_follows_the_tokens_of_an_answer_is_the_rest_of_it_and_their_text_is_known(worker):
+    async with engine_of(worker) as engine:
+        said = await chat(engine)
+        ids = [number for chunk in said for choice in chunk.choices for number in choice.token_ids or ()]
+        prompt = next(chunk.prompt_token_ids for chunk in said if chunk.prompt_token_ids)
+        asked = {"model": "fake", "prompt": [*prompt, *ids[:5]], "stream": True, "return_token_ids": True}
+        asked |= {"max_tokens": 95, "stream_options": {"include_usage": True}}
+        rest = [chunk async for burst in engine.complete(json.dumps(asked).encode(), "r2") for chunk in burst]
+        text = "".join(choice.text or "" for chunk in rest for choice in chunk.choices)
+        assert await engine.text_of(ids[:5], "r3") + text == answer(MESSAGES)
+
+
 async def test_a_worker_behind_a_unix_socket_is_a_worker(tmp_path):
     with FakeWorker(uds=tmp_path / "w.sock") as worker:
         async with engine_of(worker) as engine:

@@ -10,7 +10,7 @@ from openai.types.responses import ResponseStreamEvent
 
 from gateway.api.response_output import Echo, StreamRenderer, decode_echo, encode_echo, render_item, response_object
 from gateway.conversations import Item
-from gateway.turn import Delta, Finished, Progress, Queued, Started, Timing, TurnEvent, decode_event, encode_event
+from gateway.events import Delta, Finished, Progress, Queued, Started, Timing, TurnEvent, decode_event, encode_event
 
 ECHO = Echo(model="m", temperature=0.5, top_p=0.9, max_output_tokens=100, metadata={"k": "v"}, created_at=1_700_000_000)
 EVENT_TYPES = {

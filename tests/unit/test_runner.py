@@ -13,13 +13,36 @@ from typing import Any
 import pytest
 
 from gateway import runner as module
+from gateway import turn
 from gateway.admission import Ticket, Waiting
-from gateway.conversations import Append, Attached, Begin, Begun, Finish, Item, Lease, StoredResponse
+from gateway.conversations import Append, Attached, Begin, Begun, Finish, Item, Lease, Standing, StoredResponse
 from gateway.engine import ChatChoice, ChatChunk, ChatDelta, Defaults, EngineState, ModelFacts, Usage
-from gateway.errors import Busy, ContextLengthExceeded, ConversationLocked, Draining, EngineLost, StorageDown
+from gateway.errors import (
+    Busy,
+    ContextLengthExceeded,
+    ConversationLocked,
+    Draining,
+    EngineAway,
+    EngineError,
+    EngineLost,
+    StorageDown,
+)
+from gateway.events import (
+    Asked,
+    Delta,
+    Finished,
+    Progress,
+    Queued,
+    Sampling,
+    Started,
+    TurnEvent,
+    decode_event,
+    encode_event,
+)
+from gateway.live import LiveTurn
 from gateway.prompt import Window
-from gateway.runner import LiveTurn, Order, Runner
-from gateway.turn import Delta, Finished, Progress, Queued, Sampling, Started, TurnEvent, TurnRequest, decode_event
+from gateway.runner import Order, Runner
+from gateway.turn import TurnRequest
 
 FENCE = 3
 
@@ -50,6 +73,9 @@ class Store:
         self.begins: list[Begin] = []
         self.calls: Counter[str] = Counter()
         self.renewed: set[Lease] = set()
+        self.taken: set[Lease] = set()  # by another gateway
+        self.stopped: set[str] = set()
+        self.handed_over: list[Lease] = []
         self.leases: list[Lease] = []
         self.fence = FENCE
         self.down: set[str] = set()  # verbs that answer StorageDown
@@ -73,6 +99,7 @@ class Store:
         if isinstance(self.answer, Exception):
             raise self.answer
         self.begins.append(begin)
+        self.logs[begin.turn] = [begin.entry]
         self.leases.append(Lease(begin.owner, begin.turn))
         return self.answer
 
@@ -84,7 +111,7 @@ class Store:
         await self.call("history")
         return [Item("msg_1", {"type": "message", "role": "user", "content": "from the store"})]
 
-    async def append(self, appends: list[Append]) -> list[bool]:
+    async def append(self, appends: list[Append]) -> list[Standing]:
         await self.call("append")
         for append in appends:
             log = self.logs.setdefault(append.turn, [])
@@ -92,17 +119,33 @@ class Store:
             if append.fence == self.fence:
                 log.extend(append.entries[max(0, len(log) + 1 - append.first) :])
         self.reply("append")
-        return [append.fence == self.fence for append in appends]
+        return [self.standing(append.turn, append.fence == self.fence) for append in appends]
 
-    async def finish(self, finish: Finish) -> list[Item]:
+    def standing(self, turn: str, ours: bool) -> Standing:
+        return (Standing.STOP if turn in self.stopped else Standing.OURS) if ours else Standing.LOST
+
+    async def finish(self, finish: Finish) -> list[Item] | None:
         await self.call("finish")
+        if finish.fence != self.fence:
+            return None
         self.finished.setdefault(finish.turn, finish)
         self.reply("finish")
         return []
 
-    async def renew(self, leases: list[Lease], holder: str, seconds: float) -> None:
+    async def renew(self, leases: list[Lease], holder: str, seconds: float) -> list[Standing]:
         await self.call("renew")
         self.renewed.update(leases)
+        return [self.standing(lease.turn, lease not in self.taken) for lease in leases]
+
+    async def hand_over(self, leases: list[Lease], holder: str) -> None:
+        self.handed_over += leases
+
+    async def ask_to_stop(self, owner: str, turn: str) -> None:
+        self.stopped.add(turn)
+
+    async def tail(self, owner: str, turn: str, after: int) -> tuple[list[bytes], bytes | None]:
+        done = self.finished.get(turn)
+        return self.logs.get(turn, [])[after:], done.result if done else None
 
     async def expired(self, limit: int = 100) -> list[Lease]:
         await self.call("expired")
@@ -182,11 +225,13 @@ class Engine:
         self.state = EngineState.READY
         self.model: ModelFacts | None = ModelFacts("m", 1000, 4, Defaults())
         self.tokens = 10
-        self.gates = {name: Gate() for name in ("count", "open", "middle", "end")}
+        self.gates = {name: Gate() for name in ("count", "open", "middle", "end", "resume", "ready")}
         self.breaks: Exception | None = None
+        self.breaks_again: Exception | None = None
         self.closed = 0
         self.counted: list[Any] = []
         self.asked: list[Any] = []
+        self.continued: list[Any] = []  # bodies of completions
         self.max_tokens = 0
 
     async def count(self, body: bytes, request_id: str) -> int:
@@ -211,6 +256,24 @@ class Engine:
         finally:
             self.closed += 1
 
+    async def complete(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+        """What is missing of the four words after the prompt's three tokens."""
+        asked = json.loads(body)
+        self.continued.append(asked)
+        await self.gates["resume"]()
+        if self.breaks_again is not None:
+            raise self.breaks_again
+        said = len(asked["prompt"]) - 3
+        for number in range(said, len(TEXT)):
+            yield [ChatChunk((ChatChoice(text=TEXT[number], token_ids=(number,)),))]
+        yield [ChatChunk((ChatChoice(text="", finish_reason="stop"),), Usage(3 + said, 5 - said))]
+
+    async def until_ready(self) -> None:
+        await self.gates["ready"]()
+
+    async def text_of(self, token_ids: list[int], request_id: str) -> str:
+        return "".join(TEXT[number] for number in token_ids)
+
 
 class Observer:
     def __init__(self) -> None:
@@ -225,7 +288,14 @@ class World:
 
     def __init__(self) -> None:
         self.store, self.admission, self.engine, self.observer = Store(), Admission(), Engine(), Observer()
-        self.runner = Runner(self.store, self.admission, self.engine, self.observer, "gw_1")  # type: ignore[arg-type]
+        self.runner = Runner(
+            self.store,  # type: ignore[arg-type]
+            self.admission,
+            self.engine,  # type: ignore[arg-type]
+            self.observer,
+            holder="gw_1",
+            salt_of=lambda person: "salt",
+        )
 
     def narrow(self) -> None:
         """A context so small that the engine is asked to count."""
@@ -262,6 +332,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.005)
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(turn, "AWAY_PAUSE_SECONDS", 0.001)
 
 
 @asynccontextmanager
@@ -286,7 +357,12 @@ async def world() -> AsyncIterator[World]:
 
 
 async def followed(live: LiveTurn) -> list[TurnEvent]:
-    return [event async for step in live.follow() for event in step]
+    return shown([event async for step in live.follow() for event in step])
+
+
+def shown(events: list[TurnEvent]) -> list[TurnEvent]:
+    """Without what is only for whoever goes on with the turn."""
+    return [event for event in events if not isinstance(event, Asked)]
 
 
 def text_of(events: list[TurnEvent]) -> str:
@@ -314,7 +390,7 @@ async def test_what_is_shown_is_what_is_in_the_log_and_the_answer_is_stored_befo
     world.store.gates["finish"].opened.set()
     events = await followed(live)
     finish = world.store.finished["resp_1"]
-    assert decode_event(finish.result) == events[-1] and events[:-1] == world.store.said("resp_1")
+    assert decode_event(finish.result) == events[-1] and events[:-1] == shown(world.store.said("resp_1"))
     assert [item["content"] for item in finish.output] == ["".join(TEXT)]
     assert (finish.status, finish.fence, finish.completion_tokens) == ("completed", FENCE, 5)
 
@@ -508,12 +584,80 @@ async def test_everything_of_a_person_is_ended_and_nothing_of_others(world):
     assert (await live.ended()).status == "cancelled"
 
 
-async def test_an_engine_that_breaks_off_fails_the_turn_and_what_was_said_is_kept(world):
-    world.engine.breaks = EngineLost("gone")
+async def test_an_engine_that_refuses_in_the_middle_fails_the_turn_and_what_was_said_is_kept(world):
+    world.engine.breaks = EngineError("no")
     events = await followed(await world.begin())
-    assert (events[-1].status, events[-1].code, events[-1].completion_tokens) == ("failed", "engine_lost", 2)
+    assert (events[-1].status, events[-1].code, events[-1].completion_tokens) == ("failed", "engine_error", 2)
     assert world.store.finished["resp_1"].output[0]["status"] == "incomplete"
     assert text_of(events) == "".join(TEXT[:2]) and world.place.releases == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_an_engine_that_dies_is_waited_for_and_the_same_answer_goes_on(world, stored):
+    world.engine.breaks = EngineLost("gone")
+    world.engine.gates["ready"].close()
+    live = await world.begin(stored=stored)
+    await world.engine.gates["ready"].reached.wait()
+    await world.until(lambda: Progress("engine_lost") in live.shown)
+    assert text_of(live.shown) == "".join(TEXT[:2]) and live.outcome is None
+    world.engine.gates["ready"].opened.set()
+    events = await followed(live)
+    assert text_of(events) == "".join(TEXT) and world.engine.continued[0]["prompt"] == [1, 2, 3, 0, 1]
+    kinds = [type(event) for event in events if not isinstance(event, Delta)]
+    assert kinds == [Queued, Started, Progress, Progress, Finished] and world.place.releases == 1
+    assert (events[-1].status, events[-1].prompt_tokens, events[-1].completion_tokens) == ("completed", 3, 5)
+
+
+async def test_an_engine_that_takes_nothing_for_a_while_is_asked_again_and_says_so_once(world):
+    world.engine.breaks, world.engine.breaks_again = EngineLost("gone"), EngineAway("it drains")
+    live = await world.begin()
+    await world.until(lambda: len(world.engine.continued) > 5)
+    world.engine.breaks_again = None
+    events = await followed(live)
+    assert text_of(events) == "".join(TEXT)
+    assert [event.state for event in events if isinstance(event, Progress)] == ["engine_lost", "resuming"]
+
+
+async def test_a_request_that_breaks_every_engine_at_the_same_token_is_given_up(world):
+    world.engine.breaks = world.engine.breaks_again = EngineLost("gone")
+    events = await followed(await world.begin())
+    assert (events[-1].status, events[-1].code) == ("failed", "engine_lost") and len(world.engine.continued) == 2
+    assert text_of(events) == "".join(TEXT[:2]) and world.place.releases == 1
+
+
+async def test_an_engine_that_stays_away_too_long_fails_the_turn(world, monkeypatch):
+    monkeypatch.setattr(turn, "AWAY_SECONDS", 0.05)
+    world.engine.breaks = EngineLost("gone")
+    world.engine.gates["ready"].close()
+    events = await followed(await world.begin())
+    assert (events[-1].status, events[-1].code) == ("failed", "engine_lost") and text_of(events) == "".join(TEXT[:2])
+
+
+async def test_an_answer_does_not_go_on_with_another_model(world):
+    world.engine.breaks = EngineLost("gone")
+    world.engine.gates["ready"].close()
+    live = await world.begin()
+    await world.engine.gates["ready"].reached.wait()
+    world.engine.model = ModelFacts("another", 1000, 4, Defaults())
+    world.engine.gates["ready"].opened.set()
+    outcome = await live.ended()
+    assert (outcome.status, outcome.code) == ("failed", "engine_error") and "another" in outcome.message
+
+
+async def test_text_that_a_dead_engine_kept_back_for_a_stop_string_is_said_before_the_answer_goes_on(
+    world, monkeypatch
+):
+    monkeypatch.setattr(world.engine, "chat", behind)
+    asked = order()
+    asked.request.sampling.extra["stop"] = ["zzz"]  # type: ignore[index]
+    live = await world.runner.begin(asked)
+    assert text_of(await followed(live)) == "".join(TEXT)
+
+
+async def behind(body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    """An engine whose text is a little behind its tokens."""
+    yield [OPENING, ChatChunk((ChatChoice(ChatDelta(" w0 "), None, (0, 1)),))]
+    raise EngineLost("gone")
 
 
 async def test_a_bug_in_a_turn_still_ends_it_with_a_typed_failure(world, monkeypatch):
@@ -553,7 +697,7 @@ async def test_while_the_storage_is_down_nothing_is_shown_and_then_everything_is
     world.store.down.add("append")
     live = await world.begin()
     await world.until(lambda: world.store.calls["append"] > 3)
-    assert live.shown == [] and "".join(live.text) == "".join(TEXT)
+    assert shown(live.shown) == [] and live.said.text == "".join(TEXT)
     world.store.down.clear()
     events = await followed(live)
     assert text_of(events) == "".join(TEXT) == text_of(world.store.said("resp_1")) and events[-1].status == "completed"
@@ -566,12 +710,12 @@ async def test_a_log_whose_reply_was_lost_is_still_what_is_shown(world, gate):
     world.store.lost.add("append")
     live = await world.begin()
     await world.until(lambda: world.store.calls["append"] > 2)
-    assert live.shown == []
+    assert shown(live.shown) == []
     world.engine.gates[gate].opened.set()
-    await world.until(lambda: len(live.text) == len(TEXT))
+    await world.until(lambda: len(live.said.pieces) == len(TEXT))
     world.store.lost.clear()
     events = await followed(live)
-    assert events[:-1] == world.store.said("resp_1") and text_of(events) == "".join(TEXT)
+    assert events[:-1] == shown(world.store.said("resp_1")) and text_of(events) == "".join(TEXT)
 
 
 @pytest.mark.parametrize("trouble", ["down", "lost"])
@@ -589,7 +733,7 @@ async def test_what_was_said_between_two_tries_of_a_write_is_written_after_it_wi
     world.store.down.add("append")
     live = await world.begin()
     await world.store.gates["append"].reached.wait()
-    await world.until(lambda: len(live.text) == len(TEXT))  # the write under way has less
+    await world.until(lambda: len(live.said.pieces) == len(TEXT))  # the write under way has less
     world.store.down.clear()
     world.store.gates["append"].opened.set()
     assert text_of(await followed(live)) == "".join(TEXT)
@@ -599,7 +743,7 @@ async def test_what_comes_while_one_write_is_under_way_is_one_entry_of_the_next(
     world.store.gates["append"].close()
     live = await world.begin()
     await world.store.gates["append"].reached.wait()
-    await world.until(lambda: len(live.text) == len(TEXT))
+    await world.until(lambda: len(live.said.pieces) == len(TEXT))
     world.store.gates["append"].opened.set()
     await live.ended()
     assert [event for event in world.store.said("resp_1") if isinstance(event, Delta)] == [
@@ -611,28 +755,120 @@ async def test_a_turn_that_somebody_else_took_over_stops_and_shows_no_more(world
     world.engine.gates["middle"].close()
     live = await world.begin()
     await world.until(lambda: text_of(live.shown))
-    shown = list(live.shown)
+    seen = list(live.shown)
     world.store.fence += 1
     world.engine.gates["middle"].opened.set()
     world.engine.gates["end"].close()
-    await live.ended()
-    assert live.shown[:-1] == shown and world.place.releases == 1
+    assert await live.ended() is None and live.shown == seen
+    await live.task
+    assert world.place.releases == 1 and world.store.finished == {} and world.observer.outcomes == []
 
 
-async def test_the_turns_of_a_gateway_that_died_are_ended_with_what_they_had_said():
+async def test_who_follows_a_turn_that_somebody_else_took_over_goes_on_with_what_they_write(world):
+    world.engine.gates["middle"].close()
+    live = await world.begin()
+    await world.until(lambda: text_of(live.shown))
+    following = asyncio.create_task(collected(world.runner.show(live)))
+    await asyncio.sleep(0)
+    world.store.fence += 1
+    world.store.logs["resp_1"].append(encode_event(Delta(" theirs", (7,))))
+    await world.store.finish(finish_of("resp_1", world.store.fence, Finished("completed")))
+    world.engine.gates["middle"].opened.set()
+    events = await following
+    assert text_of(events) == "".join(TEXT[:2]) + " theirs" and events[-1] == Finished("completed")
+
+
+async def test_a_turn_whose_owner_asked_for_its_end_elsewhere_ends_here_and_keeps_what_it_said(world):
+    world.engine.gates["middle"].close()
+    live = await world.begin()
+    await world.until(lambda: text_of(live.shown))
+    world.store.stopped.add("resp_1")
+    assert (await live.ended()).status == "cancelled" and text_of(live.shown) == "".join(TEXT[:2])
+
+
+async def test_a_turn_that_runs_elsewhere_is_asked_to_end_and_its_end_is_waited_for(world):
+    world.store.logs["resp_7"] = []
+    cancelling = asyncio.create_task(world.runner.cancel("ada", "resp_7"))
+    await world.until(lambda: "resp_7" in world.store.stopped)
+    await world.store.finish(finish_of("resp_7", FENCE, Finished("cancelled")))
+    assert (await cancelling).status == "cancelled"
+
+
+def finish_of(turn: str, fence: int, outcome: Finished) -> Finish:
+    return Finish("ada", turn, fence, outcome.status, [], encode_event(outcome), 0, 0)
+
+
+async def collected(steps: AsyncGenerator[Any, None]) -> list[TurnEvent]:
+    return [event async for step in steps for event in step]
+
+
+# a gateway that died --------------------------------------------------------------------------------------------------
+
+SAMPLING = Sampling(max_tokens=50, temperature=0.5, top_p=0.9, repetition_penalty=1.1)
+ASKED = Asked("m", "be brief", Window(), SAMPLING)
+BEFORE = [ASKED, Queued(0), Started((1, 2, 3)), Delta(TEXT[0] + TEXT[1], (0, 1))]
+
+
+@asynccontextmanager
+async def orphaned(*log: TurnEvent) -> AsyncIterator[World]:
+    """A runner that finds a turn whose gateway died after it had logged this."""
     world = World()
-    delta = module.encode_event(Delta("half an", (1, 2)))
-    world.store.logs["resp_9"] = [module.encode_event(Queued(0)), module.encode_event(Started((1,))), delta]
+    world.store.logs["resp_9"] = [encode_event(event) for event in log]
     world.store.leases.append(Lease("ada", "resp_9"))
     await world.runner.start()
-    await world.until(lambda: "resp_9" in world.store.finished)
-    finish = world.store.finished["resp_9"]
-    outcome = decode_event(finish.result)
-    assert (outcome.status, outcome.code, outcome.completion_tokens) == ("failed", "gateway_restarted", 2)
-    assert finish.output[0]["content"] == "half an" and finish.fence == FENCE + 1
-    events = [event async for step in world.runner.follow("ada", "resp_9") for event in step]
-    assert [type(event) for event in events] == [Queued, Started, Delta, Finished]
-    await world.runner.close(0.0)
+    try:
+        async with asyncio.timeout(20):
+            yield world
+    finally:
+        await world.runner.close(0.0)
+
+
+async def test_an_answer_goes_on_from_its_tokens_when_its_gateway_died():
+    async with orphaned(*BEFORE) as world:
+        await world.until(lambda: "resp_9" in world.store.finished)
+        [asked] = world.engine.continued
+        assert asked["prompt"] == [1, 2, 3, 0, 1] and asked["max_tokens"] == 48 and asked["cache_salt"] == "salt"
+        assert (asked["temperature"], asked["repetition_penalty"]) == (0.5, 1.1) and world.engine.asked == []
+        finish = world.store.finished["resp_9"]
+        assert finish.output[0]["content"] == "".join(TEXT) and finish.fence == FENCE + 1
+        outcome = decode_event(finish.result)
+        assert (outcome.status, outcome.prompt_tokens, outcome.completion_tokens) == ("completed", 3, 5)
+        events = await collected(world.runner.follow("ada", "resp_9"))
+        assert events[:4] == BEFORE and Progress("resuming") in events and text_of(events) == "".join(TEXT)
+        assert world.admission.tickets == [Ticket("ada", 3, 50, promised=True)]
+
+
+async def test_a_turn_that_had_said_nothing_is_asked_again_from_what_is_stored():
+    async with orphaned(ASKED) as world:
+        await world.until(lambda: "resp_9" in world.store.finished)
+        system, stored = world.engine.asked[0]
+        assert (system["content"], stored["content"]) == ("be brief", "from the store")
+        assert text_of(world.store.said("resp_9")) == "".join(TEXT) and not world.admission.tickets[0].promised
+
+
+@pytest.mark.parametrize(
+    ("log", "fence"),
+    [
+        ([Queued(0), Started((1,)), Delta("half an", (1, 2))], FENCE),  # nothing tells what was asked
+        ([ASKED, Queued(0), Started(()), Delta("half an", ())], FENCE),  # its tokens are not known
+        ([ASKED, Queued(0), Started((1,)), Delta("half an", (1, 2))], module.MOST_ADOPTIONS),
+    ],
+)
+async def test_what_cannot_go_on_is_ended_with_what_it_had_said(log, fence):
+    async with orphaned(*log) as world:
+        world.store.fence = fence
+        await world.until(lambda: "resp_9" in world.store.finished)
+        outcome = decode_event(world.store.finished["resp_9"].result)
+        assert (outcome.status, outcome.code) == ("failed", "gateway_restarted") and outcome.completion_tokens
+        assert world.store.finished["resp_9"].output[0]["content"] == "half an"
+
+
+async def test_the_answer_ends_as_cut_when_a_dead_gateway_had_used_up_its_tokens():
+    asked = Asked("m", None, Window(), Sampling(2, 0.5, 0.9, 1.1))
+    async with orphaned(asked, *BEFORE[1:]) as world:
+        await world.until(lambda: "resp_9" in world.store.finished)
+        outcome = decode_event(world.store.finished["resp_9"].result)
+        assert (outcome.status, outcome.reason, outcome.completion_tokens) == ("incomplete", "max_output_tokens", 2)
 
 
 async def test_a_running_turn_keeps_its_lease_and_is_no_orphan(world):
@@ -667,9 +903,19 @@ async def test_while_it_drains_nothing_new_begins_and_what_runs_may_end(world):
     assert live.outcome.status == "completed" and world.store.calls["begin"] == 1
 
 
-@pytest.mark.parametrize(("phase", "words"), [("waiting", 0), ("middle", 2)])
-async def test_what_has_not_ended_when_the_time_is_over_is_stored_with_what_it_said(world, phase, words):
+@pytest.mark.parametrize("phase", ["waiting", "middle"])
+async def test_what_has_not_ended_when_the_time_is_over_is_handed_over_and_its_followers_are_let_go(world, phase):
     live = await reach(world, phase)
+    following = asyncio.create_task(collected(world.runner.show(live)))
+    await asyncio.sleep(0)
+    await world.runner.close(0.01)
+    assert world.store.handed_over == [Lease("ada", "resp_1")] and world.store.finished == {}
+    assert world.place.releases == 1 and not any(isinstance(event, Finished) for event in await following)
+
+
+async def test_what_is_not_stored_cannot_be_handed_over_and_says_so(world):
+    world.engine.gates["middle"].close()
+    live = await world.begin(stored=False)
+    await world.engine.gates["middle"].reached.wait()
     await world.runner.close(0.01)
     assert (live.outcome.status, live.outcome.code) == ("failed", "draining") and world.place.releases == 1
-    assert text_of(live.shown) == "".join(TEXT[:words]) and "resp_1" in world.store.finished

@@ -14,8 +14,8 @@
 --                                 all packed (conversations/packing.py)
 --   dm:turn:{u}:{turn}     HASH   no content. created, status, conv, prev, shelf, in, out ("3-4"; "3-2" is empty), fence,
 --                                 holder, idem, retention, kept (without conversation); once finished log
---                                 (seconds its stream lives); until then reserve (how many numbers after `in` wait for its output) and
---                                 undo ("version updated titled")
+--                                 (seconds its stream lives); until then reserve (how many numbers after `in` wait for its output),
+--                                 undo ("version updated titled") and stop (its owner asked for its end)
 --   dm:stream:{u}:{turn}   STREAM entry <number>-0, field e
 --   dm:idem:{u}:{key}      STRING "turn digest"
 --   dm:usage:{u}:{day}     HASH   prompt, completion, requests
