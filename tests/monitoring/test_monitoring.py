@@ -21,13 +21,10 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 from grafana_foundation_sdk.models.dashboard import Panel as GrafanaPanel
 from grafana_foundation_sdk.models.dashboard import RowPanel
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 
 from monitoring.grafana import build
-from tests.fake_worker import FakeWorker, default_plan
 from tests.gateway_process import GatewayProcess
-from tests.servers import RedisServer, find_binary, must_exist
-from worker.endpoint import WorkerMetrics
+from tests.servers import must_exist
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"
@@ -133,32 +130,6 @@ def test_panels_lie_side_by_side_and_not_over_each_other(dashboard):
 # their queries on a real Prometheus ----------------------------------------------------------------------------------
 
 
-class Metered(FakeWorker):
-    """The scripted worker with the rest of what a real one gives: our plug-in's metrics, the process, times."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        own = CollectorRegistry()
-        own.register(WorkerMetrics(default_plan("fake", 8192, 4)))
-        ProcessCollector(registry=own)
-        self.preemptions = Counter("vllm:num_preemptions", "…", registry=own)
-        names = (
-            "time_to_first_token",
-            "inter_token_latency",
-            "request_queue_time",
-            "request_prefill_time",
-            "request_decode_time",
-        )
-        self.times = [Histogram(f"vllm:{name}_seconds", "…", registry=own) for name in names]
-        scripted = self.engine.metrics
-        self.engine.metrics = lambda: scripted() + self.further(own)  # type: ignore[method-assign]
-
-    def further(self, registry: CollectorRegistry) -> bytes:
-        for histogram in self.times:
-            histogram.observe(0.02)
-        return generate_latest(registry)
-
-
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -221,24 +192,6 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    binary = find_binary("valkey") or find_binary("redis")
-    assert binary is not None, "neither the embedded Valkey nor redis-server is here"
-    server = RedisServer(binary)
-    server.start()
-    server.admin("CONFIG", "SET", "maxmemory", 64 << 20)
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def gateway(redis: RedisServer) -> Iterator[GatewayProcess]:
-    with Metered(seats=4) as worker, GatewayProcess(redis, worker.url) as gateway:
-        until(lambda: gateway.readyz() == 200)
-        yield gateway
-
-
-@pytest.fixture(scope="module")
 def exporter_port() -> Iterator[int]:
     """Debian's node exporter, as it comes."""
     binary, port = needed("prometheus-node-exporter"), free_port()
@@ -255,7 +208,7 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     server = Prometheus(needed("prometheus"), tmp_path_factory.mktemp("prometheus"), gateway.port, exporter_port)
     try:
-        until(server.is_ready)
+        until(lambda: server.is_ready() and gateway.readyz() == 200)
         yield server
     finally:
         server.close()

@@ -7,7 +7,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,31 +14,9 @@ import pytest
 from gateway.auth.principal import Scope
 from gateway.auth.secret import SecretError, read_secret
 from gateway.metrics import Metrics
-from tests.fake_worker import FakeWorker
 from tests.gateway_process import ROOT, SECRET, GatewayProcess
-from tests.servers import RedisServer, find_binary
 
-TOKEN = "a-token-of-forty-three-characters-like-base64"
 PATHS = ("/metrics", "/metrics/worker")
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    binary = find_binary("redis") or find_binary("valkey")
-    assert binary is not None, "neither redis-server nor the embedded Valkey is here"
-    server = RedisServer(binary)
-    server.start()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def gateway(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    file = tmp_path_factory.mktemp("token") / "token"
-    file.write_text(TOKEN + "\n")
-    environment = {"DESKMATE_METRICS_TOKEN_FILE": str(file)}
-    with FakeWorker() as worker, GatewayProcess(redis, worker.url, environment) as gateway:
-        yield gateway
 
 
 def status(gateway: GatewayProcess, path: str, authorization: str | None = None, **headers: str) -> int:
@@ -56,18 +33,18 @@ def status(gateway: GatewayProcess, path: str, authorization: str | None = None,
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_the_token_reads_the_metrics_from_another_machine(gateway, path):
+async def test_the_token_reads_the_metrics_from_another_machine(gateway, path, token):
     await gateway.until_ready()
-    assert status(gateway, path, f"Bearer {TOKEN}") == 200
-    assert status(gateway, path, f"bearer  {TOKEN}") == 200
+    assert status(gateway, path, f"Bearer {token}") == 200
+    assert status(gateway, path, f"bearer  {token}") == 200
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "shown", [None, "Bearer", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer \u00e9" * 9]
+    "shown", [None, "Bearer", "Bearer {short}", "Bearer {token}x", "Basic {token}", "{token}", "Bearer \u00e9" * 9]
 )
-async def test_nothing_but_the_token_does(gateway, path, shown):
-    assert status(gateway, path, shown) == 401
+async def test_nothing_but_the_token_does(gateway, path, shown, token):
+    assert status(gateway, path, shown and shown.format(token=token, short=token[:-1])) == 401
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -84,9 +61,9 @@ async def test_a_scraper_on_the_same_machine_shows_nothing_and_may_show_anything
     assert status(gateway, path, "Bearer something-else", accept="text/plain") == 200
 
 
-async def test_the_token_opens_nothing_else(gateway):
+async def test_the_token_opens_nothing_else(gateway, token):
     for path in ("/v1/models", "/v1/conversations/none", "/admin/users"):
-        assert status(gateway, path, f"Bearer {TOKEN}") == 401
+        assert status(gateway, path, f"Bearer {token}") == 401
 
 
 def test_a_token_that_is_none_stops_the_start_and_is_named(tmp_path):
