@@ -4,6 +4,7 @@ Knows no key and no script by name. A call is sent once: what a lost reply means
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -31,6 +32,8 @@ from gateway.settings import Settings
 LUA = Path(__file__).with_name("lua")
 INCLUDE = "-- include "
 SCAN_COUNT = 500  # keys looked at per call: well below a millisecond of Redis' time
+
+SHUT_SECONDS = 1.0  # after a call without an answer: so long nobody waits for one, then one call tries
 
 Argument = str | bytes | int | float
 
@@ -67,6 +70,7 @@ class RedisClient:
         self._redis.response_callbacks.clear()  # replies stay as they came, the same on every version
         self._send: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._timeout_seconds = timeout_seconds
+        self._shut_until = 0.0
         self._scripts = load_scripts(lua)
         self.closed: str | None = None  # why nothing may be asked yet: calls raise StorageDown with these words
 
@@ -105,6 +109,11 @@ class RedisClient:
     def _require_open(self) -> None:
         if self.closed is not None:
             raise StorageDown(self.closed)
+        now = time.monotonic()
+        if now < self._shut_until:
+            raise StorageDown("Redis does not answer; try again in a moment.")
+        if self._shut_until:  # this call tries; until it knows, nobody else waits
+            self._shut_until = now + self._timeout_seconds
 
     async def _evaluate(self, script: "Script", rest: Sequence[Argument]) -> Any:
         try:
@@ -115,13 +124,17 @@ class RedisClient:
     async def _translated(self, call: Awaitable[Any]) -> Any:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await call
+                answer = await call
         except TimeoutError as error:
+            self._shut_until = time.monotonic() + SHUT_SECONDS
             raise StorageDown(f"Redis did not answer within {self._timeout_seconds:g} s; try again.") from error
         except (ConnectionError, ResponseError, OSError) as error:
+            self._shut_until = 0.0  # it answered, or is known to be gone: nobody waits for nothing
             if (refusal := refusal_of(error)) is None:
                 raise
             raise refusal from error
+        self._shut_until = 0.0
+        return answer
 
 
 class _PackedInC:

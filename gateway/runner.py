@@ -269,10 +269,12 @@ class Runner:
     # turns of a gateway that died ---------------------------------------------------------------------------------
     async def _recover(self) -> None:
         while True:
-            with suppress(Unavailable):
+            try:
                 for lease in await self._store.expired():
                     if not self._draining and lease not in self._beginning and lease not in self._live:
                         await self._adopt(lease)
+            except Unavailable:
+                await asyncio.sleep(LEASE_SECONDS)  # once it is back, those who live renew before anybody adopts
             await asyncio.sleep(RENEW_SECONDS)
 
     async def _adopt(self, lease: Lease) -> None:

@@ -70,14 +70,22 @@ async def test_a_killed_redis_is_told_within_a_second_and_used_again_when_back(
     await client.aclose()
 
 
-async def test_a_silent_redis_is_told_after_the_time_limit(redis_server: RedisServer) -> None:
-    client = RedisClient(redis_server.url, redis_server.password, timeout_seconds=0.1)
+async def test_a_silent_redis_is_told_after_the_time_limit_and_then_nobody_waits_until_one_call_was_answered(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.redis_client.SHUT_SECONDS", 0.1)
+    client = RedisClient(redis_server.url, redis_server.password, timeout_seconds=0.3)
     await client.call("PING")
-    redis_server.admin("CLIENT", "PAUSE", 400, "ALL")
-    with pytest.raises(StorageDown, match=r"0\.1 s"):
+    redis_server.admin("CLIENT", "PAUSE", 1500, "ALL")
+    with pytest.raises(StorageDown, match=r"0\.3 s"):
         await client.call("PING")
+    await asyncio.sleep(0.15)
+    answers = await asyncio.gather(*(client.call("PING") for _ in range(20)), return_exceptions=True)
+    waited = [str(answer) for answer in answers if "0.3 s" in str(answer)]
+    assert len(waited) == 1 and all(isinstance(answer, StorageDown) for answer in answers)
     redis_server.admin("PING")  # answered when the pause is over
-    assert await client.call("PING") == b"PONG"
+    await asyncio.sleep(0.15)
+    assert await client.call("PING") == await client.call("PING") == b"PONG"
     await client.aclose()
 
 
