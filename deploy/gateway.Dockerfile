@@ -6,9 +6,11 @@ FROM python:3.11.14-slim-bookworm AS base
 FROM base AS tools
 RUN --mount=type=bind,source=deploy/locks,target=/locks \
     --mount=type=bind,source=compose/wheels/gateway,target=/wheels \
-    python -m venv /tools \
-    && /tools/bin/pip install --no-index --find-links /wheels --no-deps --require-hashes --no-cache-dir --quiet \
-       -r /locks/image.txt
+    pip install --quiet --no-index --find-links /wheels --no-deps --require-hashes --no-cache-dir --target /uv \
+       -r /locks/uv.txt \
+    && /uv/bin/uv venv --quiet --no-config --offline --python "$(command -v python)" /tools \
+    && /uv/bin/uv pip install --quiet --no-config --offline --no-cache --python /tools --no-index --find-links /wheels \
+       --no-deps --require-hashes -r /locks/image.txt
 COPY gateway /app/gateway
 RUN chmod -R u=rwX,go=rX /app && python -m compileall -q /app
 
