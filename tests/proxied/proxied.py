@@ -1,5 +1,6 @@
 """Debian's nginx with the example configuration in front of whatever listens on a port; knows no gateway."""
 
+import atexit
 import re
 import shutil
 import socket
@@ -38,6 +39,7 @@ def nginx_binary() -> str | None:
 def certificate() -> tuple[Path, Path]:
     """Chain and key for localhost and 127.0.0.1, made once."""
     folder = Path(tempfile.mkdtemp(prefix="dmcert"))
+    atexit.register(shutil.rmtree, folder)
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
     names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = folder / "cert.pem", folder / "key.pem"
