@@ -63,7 +63,11 @@ class OpsDoor:
     async def worker_metrics(self, request: Request) -> Response:
         """The worker's own, passed on: locally it has no port that Prometheus could reach."""
         await self._may_measure(request)
-        return Response(await self.engine.get("/metrics"), media_type=CONTENT_TYPE)
+        try:
+            measured = await self.engine.get("/metrics")
+        except Unavailable as away:  # answered here: among the refusals that are counted, a scrape would hide people's
+            return PlainTextResponse(f"{away.message}\n", 503)
+        return Response(measured, media_type=CONTENT_TYPE)
 
     async def _may_measure(self, request: Request) -> None:
         """A peer on this machine that no proxy speaks for, whoever shows the token, or a key with the scope."""

@@ -116,7 +116,7 @@ def curves(panel: Mapping[str, Any], series: Sequence[Series], span: Span, happe
     layers = stacked(series) if filled else [one.points for one in series]
     highest = max(value for layer in layers for _, value in layer)
     axis = marks(defaults.get("max") or highest or 1.0, defaults["unit"])
-    scene = Scene(round(WIDTH * panel["gridPos"]["w"] / 24) - 60, panel["gridPos"]["h"] * CELL - 90, span, axis[-1])
+    scene = Scene(round(WIDTH * panel["gridPos"]["w"] / 24) - 46, panel["gridPos"]["h"] * CELL - 90, span, axis[-1])
     behind = [grid(scene, axis, defaults["unit"])]
     behind += [threshold(scene, step) for step in defaults["thresholds"]["steps"]]
     areas = [area(scene, layer, layers[n - 1] if n else (), n) for n, layer in enumerate(layers) if filled]

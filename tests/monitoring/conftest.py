@@ -56,9 +56,17 @@ def token() -> str:
 
 
 @pytest.fixture(scope="session")
-def gateway(redis: RedisServer, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+def worker() -> Iterator[FakeWorker]:
+    with Metered(seats=4) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="session")
+def gateway(
+    redis: RedisServer, worker: FakeWorker, token: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
     file = tmp_path_factory.mktemp("token") / "token"
     file.write_text(token + "\n")
     environment = {"DESKMATE_METRICS_TOKEN_FILE": str(file)}
-    with Metered(seats=4) as worker, GatewayProcess(redis, worker.url, environment) as gateway:
+    with GatewayProcess(redis, worker.url, environment) as gateway:
         yield gateway
