@@ -189,7 +189,7 @@ def write(output: Path, members: Sequence[Member], now: int, say: Say) -> tuple[
     total = sum(member.size + 2 * TAR_BLOCK_BYTES for member in members)
     refuse_full_disk(output.parent, total, f"the bundle {output}")
     say(f"Hashing and writing {len(members)} files, {size_in_words(total)}")
-    digests = {member.name: member.digest() for member in members}
+    digests = hashed(members, Progress("Hashed", total, say))
     sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
     with replacing(output) as stream:
         progress = Progress("Written", total, say)
@@ -198,6 +198,14 @@ def write(output: Path, members: Sequence[Member], now: int, say: Say) -> tuple[
             for member in members:
                 add(tar, member, digests[member.name], now, progress)
     return hashlib.sha256(sums).hexdigest(), output.stat().st_size
+
+
+def hashed(members: Sequence[Member], progress: Progress) -> dict[str, str]:
+    digests = {}
+    for member in members:
+        digests[member.name] = member.digest()
+        progress.add(member.size)
+    return digests
 
 
 def add(tar: tarfile.TarFile, member: Member, digest: str, now: int, progress: Progress) -> None:
