@@ -146,7 +146,8 @@ export function createChat({ user, sampling, render, notes, onChange, onVersion,
   // --- asking -----------------------------------------------------------------------------------------------------------
 
   function ask(text) {
-    if (current.run || current.loading) return;
+    if (current.loading) return;
+    if (current.run) return offerAfter(current);
     composer.clear();
     composer.offer(null);
     askIn(current, text);
@@ -220,7 +221,7 @@ export function createChat({ user, sampling, render, notes, onChange, onVersion,
   }
 
   function offerAfter(here) {
-    composer.offer("busy_elsewhere", "send_after", () => {
+    composer.offer("busy", "send_after", () => {
       here.sendAfter = true;
       composer.offer("will_send", "send_not", () => ((here.sendAfter = false), offerAfter(here)));
     });

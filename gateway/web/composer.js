@@ -31,7 +31,7 @@ export function createComposer({ onAsk, onStop, onInput }) {
 
   function submit(event) {
     event?.preventDefault();
-    if (!send.disabled) onAsk(box.value.trim());
+    if (box.value.trim()) onAsk(box.value.trim());
   }
 
   function pressed(event) {

@@ -84,7 +84,7 @@ const en = {
   version_of: "Version {n} of {all}",
   jump: "Jump to the newest",
 
-  busy_elsewhere: "This conversation is just being answered in another window. Your question is kept here.",
+  busy: "Another answer is still being written here. Your question is kept.",
   send_after: "Send it after this answer",
   will_send: "Your question is sent when this answer ends.",
   send_not: "Do not send",
@@ -293,7 +293,7 @@ const zh = {
   version_of: "第 {n} 个版本，共 {all} 个",
   jump: "跳到最新",
 
-  busy_elsewhere: "这个对话正在另一个窗口中被回答。您的问题已保留在此。",
+  busy: "这里还有另一个回答正在生成。您的问题已保留。",
   send_after: "回答结束后发送",
   will_send: "回答结束后将发送您的问题。",
   send_not: "不发送",

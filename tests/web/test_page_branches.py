@@ -193,7 +193,7 @@ def test_a_question_to_a_busy_conversation_is_kept_and_sent_after_the_answer_tha
     completed(page, 1)
     assert page.evaluate(ASK_ELSEWHERE, [opened(page), "asked elsewhere"]) == 200
     ask(page, "and me?")
-    expect(page.locator(".offer")).to_contain_text("answered in another window")
+    expect(page.locator(".offer")).to_contain_text("Another answer is still being written here")
     expect(answer(page, "writing")).to_contain_text("An answer")
     expect(page.locator("#ask")).to_have_value("and me?")
     page.click("text=Send it after this answer")

@@ -21,7 +21,7 @@ from playwright.sync_api import Page, expect
 from tests.fake_worker import FakeWorker, Record
 from tests.gateway_process import GatewayProcess
 from tests.servers import RedisServer, find_binary
-from tests.web.browsing import DESKTOP, PHONE, STORED, answer, ask
+from tests.web.browsing import DESKTOP, PHONE, STORED, Visit, answer, ask
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +29,11 @@ SEATS = 4
 LONG = " ".join(f"word{number}" for number in range(400))
 ENGLISH = {"search": "Search conversations", "rename": "Rename", "hint": "tokens in"}
 CHINESE = {"search": "搜索对话", "rename": "重命名", "hint": "输入"}
+
+RUNNING = """async () => {
+  const id = location.hash.slice("#/c/".length);
+  return (await (await fetch(`/v1/conversations/${id}`)).json())["deskmate:running"];
+}"""
 
 _people = itertools.count(1)
 
@@ -135,6 +140,19 @@ def generation(worker: FakeWorker) -> Record:
     return until(lambda: worker.generations)[-1]
 
 
+def elsewhere(visit: Callable[..., Visit], first: Visit, **options: Any) -> Page:
+    """The page of the same person in another browser."""
+    other = visit(first.gateway, storage_state=first.context.storage_state(), **options).page
+    other.goto(first.gateway.address)
+    expect(other.locator("#ask")).to_be_visible()
+    return other
+
+
+def look(page: Page) -> None:
+    """Come back to the page's window."""
+    page.evaluate("dispatchEvent(new Event('focus'))")
+
+
 def show_side(page: Page) -> None:
     if page.locator("#menu").is_visible():
         page.click("#menu")
@@ -234,6 +252,98 @@ def test_a_reload_in_the_middle_goes_on_to_the_end_which_is_what_is_kept(visit, 
     expect(answer(page).locator(".markdown")).to_have_text(LONG)
     assert items(page) == [("user", "a long one"), ("assistant", LONG)]
     assert len(worker.generations) == 1
+
+
+# --- versions, and two devices ----------------------------------------------------------------------------------------
+
+
+def test_versions_are_kept_through_a_reload_and_shown_on_another_device(visit, gateway, worker, name):
+    def shelves() -> set[bytes]:
+        return set(gateway.process.redis.admin("KEYS", "dm:shelf:*"))
+
+    before = shelves()
+    first = visit()
+    page = first.open(name)
+    for question in ("Which disk?", "Why that one?"):
+        ask(page, question)
+        expect(page.locator(".question .bubble").last).to_have_text(question)
+        expect(page.locator(".stop")).to_be_hidden()
+    trunk = items(page)
+    page.locator(".question").last.hover()
+    page.locator(".question .branching").last.click()
+    worker.script(answer="In another version.")
+    page.fill(".editor textarea", "How so?")
+    page.press(".editor textarea", "Enter")
+    expect(answer(page)).to_contain_text("In another version.")
+    assert items(page) == [*trunk[:2], ("user", "How so?"), ("assistant", "In another version.")]
+    asked = [message["content"] for message in generation(worker).body["messages"] if message["role"] == "user"]
+    assert asked == ["Which disk?", "How so?"]
+    page.reload()
+    expect(page.locator(".arrows:visible .place")).to_have_text("2 / 2")
+    expect(page.locator(".list li")).to_have_text(["Which disk?"])
+
+    phone = elsewhere(visit, first, viewport=PHONE, locale="zh-CN", has_touch=True, is_mobile=True)
+    show_side(phone)
+    phone.tap(".list a")
+    expect(phone.locator(".arrows:visible .place")).to_have_text("2 / 2")
+    phone.get_by_label("上一版本").tap()
+    expect(phone.locator(".question .bubble").last).to_have_text("Why that one?")
+    assert items(phone) == trunk
+    phone.locator(".answer").first.get_by_label("重新回答").tap()
+    expect(phone.locator(".answer .markdown")).to_have_text("In another version.")
+    expect(phone.locator(".arrows:visible .place")).to_have_text("2 / 2")
+    look(page)
+    expect(page.locator(".arrows:visible .place")).to_have_text(["1 / 2", "2 / 2"])
+    page.locator(".list li").hover()
+    page.locator(".list li").get_by_label("Delete").click()
+    page.click("dialog .danger")
+    expect(page.locator(".list .empty")).to_be_visible()
+    assert shelves() == before
+
+
+def test_two_devices_stay_in_step_without_a_reload(visit, worker, name):
+    first = visit()
+    page = first.open(name)
+    ask(page, "from the desk")
+    expect(answer(page)).to_be_visible()
+    other = elsewhere(visit, first)
+    other.click(".list a")
+    expect(answer(other)).to_be_visible()
+    worker.script(answer=LONG, pace_ms=10)
+    ask(page, "a long one")
+    expect(answer(page, "writing")).to_contain_text("word3")
+    expect(answer(other, "writing")).to_contain_text("word3", timeout=15_000)
+    ask(other, "and me?")
+    expect(other.locator("#ask")).to_have_value("and me?")
+    other.click(".stop")
+    expect(answer(page, "cancelled")).to_contain_text("Stopped")
+    worker.script(answer="Yes, you too.", pace_ms=0)
+    other.press("#ask", "Enter")
+    expect(answer(other)).to_contain_text("Yes, you too.")
+    look(page)
+    expect(answer(page)).to_contain_text("Yes, you too.")
+    assert page.locator(".question .bubble").all_inner_texts() == ["from the desk", "a long one", "and me?"]
+    assert items(page) == items(other)
+
+
+def test_a_question_to_a_conversation_that_another_device_asked_is_sent_after_that_answer(visit, worker, name):
+    first = visit()
+    page = first.open(name)
+    ask(page, "one")
+    expect(answer(page)).to_be_visible()
+    other = elsewhere(visit, first)
+    other.click(".list a")
+    expect(answer(other)).to_be_visible()
+    worker.script(answer=LONG, pace_ms=10)
+    other.route("**/v1/conversations/*", lambda route: route.abort())  # it hears nothing of the other question
+    ask(page, "two")
+    expect(answer(page, "writing")).to_contain_text("word3")
+    other.unroute("**/v1/conversations/*")
+    ask(other, "three")
+    other.click("text=Send it after this answer")
+    worker.script(pace_ms=0)
+    expect(other.locator(".answer[data-status=completed]")).to_have_count(3)
+    assert [text for role, text in items(other) if role == "user"] == ["one", "two", "three"]
 
 
 # --- settings, and nothing kept ---------------------------------------------------------------------------------------
@@ -336,23 +446,37 @@ def test_a_question_asked_while_the_model_loads_waits_in_line_and_is_answered(vi
     assert len(starting.worker.generations) == 1
 
 
-def test_a_killed_gateway_comes_back_and_the_page_shows_what_was_kept(visit, starting):
-    starting.worker.script(loading=False, answer=LONG, pace_ms=20)
+def test_an_answer_begun_on_one_phone_ends_on_another_though_the_gateway_is_killed_in_between(visit, starting):
+    starting.worker.script(loading=False, answer=LONG, pace_ms=40)
     starting.until_ready()
-    page = visit(starting).open("Ada")
+    first = visit(starting, viewport=PHONE, has_touch=True, is_mobile=True)
+    page = first.open("Ada")
     ask(page, "a long one")
     expect(answer(page, "writing")).to_contain_text("word9")
+    response = page.evaluate(RUNNING)
+    first.context.set_offline(True)
+    other = elsewhere(visit, first, viewport=PHONE, has_touch=True, is_mobile=True, locale="zh-CN")
+    show_side(other)
+    other.tap(".list a")
+    expect(answer(other, "writing")).to_contain_text("word19 ")
     starting.process.stop(signal.SIGKILL)
-    expect(answer(page, "writing")).to_contain_text("Connection lost")
+    expect(answer(other, "writing")).to_contain_text("连接中断")
+    said = other.locator(".answer .markdown").inner_text()
+    assert LONG.startswith(said) and said != LONG
     starting.process.start()
-    expect(page.locator(".error-card")).to_contain_text("was restarted", timeout=20_000)
-    said = page.locator(".answer .markdown").inner_text()
-    assert LONG.startswith(said) and "word9" in said
-    assert items(page) == [("user", "a long one"), ("assistant", said)]
-    starting.worker.script(answer="Gladly.", pace_ms=0)
-    ask(page, "go on")
-    expect(answer(page)).to_contain_text("Gladly.")
-    assert generation(starting.worker).body["messages"][-2]["content"] == said
+    expect(other.locator(".answer .markdown")).to_contain_text(following(said), timeout=20_000)
+    starting.worker.script(pace_ms=0)
+    expect(answer(other).locator(".markdown")).to_have_text(LONG)
+    assert items(other) == [("user", "a long one"), ("assistant", LONG)]
+    stored = other.evaluate("async (id) => (await fetch(`/v1/responses/${id}`)).json()", response)
+    assert (stored["status"], stored["output"][0]["content"][0]["text"]) == ("completed", LONG)
+    first.context.set_offline(False)
+    expect(answer(page).locator(".markdown")).to_have_text(LONG)
+
+
+def following(said: str) -> str:
+    """A word of the long answer that comes a little later than what was said."""
+    return f"word{len(said.split()) + 10} "
 
 
 # --- people -----------------------------------------------------------------------------------------------------------
