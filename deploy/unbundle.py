@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from deploy.bundle import CHECKOUT, FORMAT, MANIFEST, MODELS, SUMS, WHEELS, Manifest, lock_digests
 from deploy.errors import BadConfiguration, Refusal, UsageError
@@ -141,6 +141,8 @@ def alone(home: Home, say: Say) -> Iterator[None]:
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
     """A tar, or the folder that one was unpacked to."""
+    if path.exists() and not os.access(path, os.R_OK):
+        refuse(path, "it may not be read by this account; change its owner or its mode")
     if path.is_dir():
         yield opened_folder(path)
     elif path.is_file():
@@ -266,12 +268,13 @@ def first_member(source: Source, missing: dict[str, str]) -> Manifest:
 
 def understood(path: Path, text: bytes) -> Manifest:
     try:
-        said = dict(json.loads(text))
+        said: dict[str, Any] = dict(json.loads(text))
     except ValueError:
         refuse(path, f"its {MANIFEST} says nothing that can be read; copy the bundle again")
     if said.get("format") != FORMAT:
         refuse(path, f"it has format {said.get('format')} and this Deskmate reads {FORMAT}; {use_inside(path)}")
-    return Manifest(**{field.name: said.get(field.name) for field in fields(Manifest)})
+    values: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Manifest)}
+    return Manifest(**values)
 
 
 def written(stream: IO[bytes], target: Path | None, progress: Progress) -> str:
