@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 import threading
@@ -141,6 +142,12 @@ class MockGateway:
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
+
+    def tell(self, state: str) -> None:
+        """Why the answers that are held do not go on."""
+        for turn in [turn for turn in self.turns.values() if turn.status not in ENDED]:
+            say = functools.partial(turn.say, "deskmate:progress", state=state, eta_seconds=None)
+            self._loop.call_soon_threadsafe(say)
 
     def cut_streams(self) -> None:
         """Closes every stream's connection without its last chunk: to the page the connection broke."""

@@ -134,6 +134,22 @@ def test_the_place_in_line_is_shown_and_a_question_asked_while_loading_is_answer
     expect(page.locator(".start")).to_be_hidden()
 
 
+def test_what_holds_an_answer_up_is_said_in_words_until_it_goes_on(visit, gateway):
+    gateway.scripts["long"] = Script("The first half. The second half.", hold_after=4)
+    page = visit(locale="zh-CN").open()
+    ask(page, "a long one")
+    expect(answer(page, "writing")).to_contain_text("The first half.")
+    for state, words in (("engine_lost", "模型中断"), ("resuming", "从中断处继续"), ("storage_wait", "等待存储")):
+        gateway.tell(state)
+        expect(answer(page, "writing").locator(".state")).to_contain_text(words)
+        expect(page.locator(".chat > [role=status]")).to_contain_text(words)
+    page.reload()
+    expect(answer(page, "writing").locator(".state")).to_contain_text("等待存储")
+    gateway.release()
+    expect(answer(page)).to_contain_text("The first half. The second half.")
+    expect(answer(page).locator(".state")).to_be_hidden()
+
+
 def test_leaving_a_running_answer_and_coming_back_shows_it(visit, gateway):
     gateway.scripts["slow"] = Script("Slow and steady wins.", hold_after=2)
     page = visit().open()
