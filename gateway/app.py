@@ -111,6 +111,7 @@ class Gateway:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         opening = await self._open_storage()
+        watching = asyncio.create_task(self.auth.watch.run())
         await self.engine.start()
         await self.runner.start()
         measuring = asyncio.create_task(self._measure_for_others())
@@ -118,6 +119,7 @@ class Gateway:
             yield
         finally:
             opening.cancel()
+            watching.cancel()
             measuring.cancel()
             await self.runner.close(max(0.0, self._stop_at - time.monotonic()))
             await self.engine.close()

@@ -4,7 +4,8 @@
 checks the Host, bounds the body's size and time, asks for JSON, and puts the security headers on every response.
 A streamed chunk costs one comparison: `send` is watched only until the response has begun.
 
-For those inside, `scope["state"]` holds `request_id` (str) and `forwarded` (bool: it came with a proxy's headers).
+For those inside, `scope["state"]` holds `request_id` (str), `forwarded` (bool: it came with a proxy's headers) and
+`exchange` (whoever may end the request early hangs up on it).
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
@@ -104,12 +106,16 @@ class Limits:
             if exchange.begun:
                 raise
             await self.render(scope, refusal)(scope, exchange.receive, exchange.send)
+        finally:
+            if exchange.at_end is not None:
+                exchange.at_end()
 
     def _check(self, scope: Scope, exchange: "_Exchange") -> None:
         head = exchange.head
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
         state["forwarded"] = head.forwarded
+        state["exchange"] = exchange
         scope["headers"] = head.kept
         self.hosts.check(head.hosts)
         if head.has_body and scope["method"] in _WITH_BODY:
@@ -163,9 +169,30 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._lingers = False
+        self._hung_up = False
+        self._waiting: asyncio.Task[Message] | None = None
+        self.at_end: Callable[[], Any] | None = None
 
     def receive(self) -> Awaitable[Message]:
-        return self._receive_body() if self._unread and not self.begun else self._receive()
+        return self._receive_body() if self._unread and not self.begun else self._receive_end()
+
+    def hang_up(self) -> None:
+        """From now on the application hears that the client has left."""
+        self._hung_up = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _receive_end(self) -> Message:
+        """Wait for the client to leave; there is nothing else to come."""
+        if self._hung_up:
+            return {"type": "http.disconnect"}
+        self._waiting = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait((self._waiting,))
+            return {"type": "http.disconnect"} if self._hung_up else self._waiting.result()
+        finally:
+            self._waiting.cancel()
+            self._waiting = None
 
     async def _receive_body(self) -> Message:
         """The next part of the body. Raises TooLarge or RequestTimeout, each time it is asked again."""

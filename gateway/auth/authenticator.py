@@ -1,12 +1,14 @@
 """Who sent this request: an API key or a session cookie becomes a Principal; knows no route's meaning.
 
-An answer of Redis is kept for a second, so a key costs no read per request; what is revoked elsewhere is refused within
-that second, what is revoked through this process at once (`forget`).
+An answer of Redis is kept for half a second, so a key costs no read per request; what is revoked elsewhere is refused
+within that time, what is revoked through this process at once (`forget`). Requests being answered are looked at
+again (`watch`).
 """
 
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.requests import Request
 
@@ -16,11 +18,12 @@ from gateway.auth.people import People, Person
 from gateway.auth.principal import Principal, Role, Scope
 from gateway.auth.secret import Secrets
 from gateway.auth.sessions import Sessions
+from gateway.auth.watch import Watch
 from gateway.errors import Forbidden, Unauthenticated
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 
-_KEPT_SECONDS = 1.0
+_KEPT_SECONDS = 0.5
 _KEPT_AT_MOST = 4096
 _SESSION_SCOPES = {
     Role.MEMBER: frozenset({Scope.CHAT}),
@@ -47,9 +50,16 @@ class Authenticator:
         self._secrets = secrets
         self._delegate_header = settings.delegate_header
         self._known: dict[str, _Known] = {}  # by full digest, never by a part of a token
+        self.watch = Watch()
 
     async def principal(self, request: Request) -> Principal:
         """Raises Unauthenticated, or Forbidden for a cookie on a request another page sent."""
+        found = await self._identify(request)
+        if exchange := request.scope.get("state", {}).get("exchange"):
+            self.watch.add(exchange, partial(self._identify, request))
+        return found
+
+    async def _identify(self, request: Request) -> Principal:
         if (key := bearer_of(request)) is not None:
             return await self._by_key(key, request)
         if token := self.cookies.token(request):

@@ -1,5 +1,6 @@
--- Disable a person and end all their sessions.
+-- Disable a person, end all their sessions, and ask for the end of their running answers.
 -- KEYS  1 dm:user:{id} hash   2 dm:sessions:{id} set of digests; deletes dm:session:{digest} of each member
+--       reads dm:leases ZSET, writes dm:turn:{id}:{turn} HASH of those that run
 -- ARGV  none
 -- Result: number of sessions ended.
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -10,4 +11,9 @@ for _, digest in ipairs(digests) do
   redis.call('DEL', 'dm:session:' .. digest)
 end
 redis.call('DEL', KEYS[2])
+local own = string.match(KEYS[1], '^dm:user:(.*)$') .. ':'
+for _, lease in ipairs(redis.call('ZRANGE', 'dm:leases', 0, -1)) do
+  local turn = 'dm:turn:' .. lease
+  if string.sub(lease, 1, #own) == own and redis.call('EXISTS', turn) == 1 then redis.call('HSET', turn, 'stop', 1) end
+end
 return #digests
