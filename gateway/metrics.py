@@ -31,6 +31,16 @@ _WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60, 180, 60
 _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2)
 
 
+ROUTES = ("responses", "chat_completions", "completions", "messages")
+OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
+WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full")  # an alert or a panel names them
+
+
+ROUTES = ("responses", "chat_completions", "completions", "messages")
+OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
+WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full")  # an alert or a panel names them
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """A metric that Redis tells in a field of INFO; `scale` turns its unit into ours."""
@@ -137,6 +147,19 @@ class Metrics:
         self.build.labels(version).set(1)
         self._process = ProcessCollector(registry=own) if folder is None else _Processes(folder)
         self._platform = PlatformCollector(registry=own)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """To Prometheus a series that appears with 1 has not grown: the first failure of a day would be missed."""
+        for code in WATCHED_CODES:
+            self.refusals.labels(code)
+        for route in ROUTES:
+            for outcome in OUTCOMES:
+                self.requests.labels(route, outcome)
+            for counter in (self.prompt_tokens, self.cached_tokens, self.completion_tokens):
+                counter.labels(route)
+            for histogram in (self.queue_seconds, self.first_token_seconds, self.inter_token_seconds):
+                histogram.labels(route)
 
     def turn_finished(self, outcome: Finished) -> None:
         """Count a turn of /v1/responses."""

@@ -62,7 +62,7 @@ REDIS = Dashboard(
             "Up for · 运行时间",
             "Time since the start of the gateway and of Redis.",
             [
-                ('time() - process_start_time_seconds{job="deskmate-gateway"}', "gateway · 网关"),
+                ('time() - process_start_time_seconds{job="deskmate-gateway"}', "gateway · 网关 {{pid}}"),
                 ("deskmate_redis_uptime_seconds", "Redis"),
             ],
             unit="s",
@@ -209,13 +209,13 @@ REDIS = Dashboard(
         Panel(
             "Gateway: processor · 网关 CPU",
             "Cores in use; one gateway process can use one.",
-            [('rate(process_cpu_seconds_total{job="deskmate-gateway"}[2m])', "cores · 核")],
+            [('rate(process_cpu_seconds_total{job="deskmate-gateway"}[2m])', "cores · 核 {{pid}}")],
             steps=((None, GREEN), (0.7, YELLOW), (0.9, RED)),
         ),
         Panel(
             "Gateway: memory · 网关内存",
             "Resident memory of the gateway; it should not grow from day to day.",
-            [('process_resident_memory_bytes{job="deskmate-gateway"}', "resident · 常驻")],
+            [('process_resident_memory_bytes{job="deskmate-gateway"}', "resident · 常驻 {{pid}}")],
             unit="bytes",
         ),
         Panel(
@@ -224,7 +224,7 @@ REDIS = Dashboard(
             [
                 (
                     'process_open_fds{job="deskmate-gateway"} / process_max_fds{job="deskmate-gateway"}',
-                    "in use · 占用",
+                    "in use · 占用 {{pid}}",
                 )
             ],
             unit="percentunit",

@@ -166,18 +166,31 @@ async def test_a_redis_that_does_not_answer_holds_no_scrape_up_and_leaves_no_old
     assert of_redis(scraped_with_redis(gateway)) == listed()
 
 
-def refusals(gateway: GatewayProcess) -> set[str]:
+def refusals(gateway: GatewayProcess) -> dict[str, float]:
     with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=10) as response:
-        return set(re.findall(r'^deskmate_refusals_total{code="(\w+)"}', response.read().decode(), re.M))
+        found = re.findall(r'^deskmate_refusals_total{code="(\w+)"} (\S+)', response.read().decode(), re.M)
+    return {code: float(count) for code, count in found}
 
 
 async def test_a_scrape_of_a_worker_that_is_away_is_no_refusal_that_people_saw(gateway, worker):
     await gateway.until_ready()
+    before = refusals(gateway)
     worker.stop()
     try:
         assert status(gateway, "/metrics/worker", accept="text/plain") == 503
     finally:
         worker.start()
-    assert "engine_lost" not in refusals(gateway)
+    assert refusals(gateway)["engine_lost"] == before["engine_lost"]
     assert status(gateway, "/metrics", "Bearer not-the-token") == 401
-    assert "invalid_api_key" in refusals(gateway)
+    assert refusals(gateway)["invalid_api_key"] == before.get("invalid_api_key", 0) + 1
+
+
+def test_what_alerts_and_panels_wait_for_is_there_before_it_happens():
+    """A counter that appears with its first event has not grown, to Prometheus: the event would be missed."""
+    fresh = Metrics("0").render().decode()
+    files = [*(ROOT / "monitoring" / "rules").glob("*.yml"), *(ROOT / "monitoring/grafana/dashboards").glob("*.json")]
+    named = set(re.findall(r'(code|outcome)=\\?"(\w+)', "".join(file.read_text() for file in files)))
+    assert {("code", "storage_full"), ("outcome", "failed")} <= named
+    for label, value in named:
+        assert re.search(rf'^deskmate_(requests|refusals)_total{{.*{label}="{value}".*}} 0\.0$', fresh, re.M), value
+    assert 'deskmate_first_token_seconds_count{route="responses"} 0.0' in fresh
