@@ -72,9 +72,11 @@ def run(arguments: list[str], home: Home) -> int:
         case "compose-init":
             compose.prepare(ROOT, home, compose.Wishes.of(options), say)
         case "backup":
-            backup.backup(ROOT, home, options.file, say)
+            return backup.backup(ROOT, home, options.file)
         case "restore":
-            backup.restore(ROOT, home, options.file, say)
+            return backup.restore(
+                ROOT, home, options.file, lambda: prepare(home, options.bundle, options.bundle_digest)
+            )
         case "service":
             print(units(options, home), end="")
         case "lock":
@@ -112,7 +114,11 @@ def parser() -> argparse.ArgumentParser:
     save = commands.add_parser("backup", help="write everything people have, and the secrets, into one file")
     save.add_argument("file", type=Path, metavar="FILE")
     load = commands.add_parser("restore", help="fill an empty data folder from a backup")
-    load.add_argument("file", type=Path, metavar="FILE")
+    load.add_argument("file", type=Path, metavar="FILE", help="a backup; - for standard input")
+    load.add_argument("--bundle", type=Path, metavar="FILE", help="install from this bundle; no network is asked")
+    load.add_argument(
+        "--bundle-digest", metavar="DIGEST", help="refuse a bundle with another digest than `bundle` told"
+    )
     service.add_options(commands.add_parser("service", help="systemd units for this installation"))
     commands.add_parser("test", help="run every check; with arguments only pytest, with them")
     commands.add_parser("bench", help="measure: bench relay, bench turn")

@@ -132,10 +132,7 @@ class Stack:
 
     async def _start_redis(self) -> None:
         self.board.begin("redis")
-        server = choose_redis(self._home)
-        limit = redis.memory_limit_bytes(redis.total_memory_bytes())
-        config = self._home.run / "redis.conf"
-        write_private(config, redis.configuration(self._sockets.redis, self._password, limit))
+        server, command = redis_command(self._home, self._sockets, self._password, self._inherited)
         keeper = self._keep(
             Part(
                 name="redis",
@@ -456,6 +453,17 @@ def choose_redis(home: Home) -> redis.Server:
     server = redis.choose(redis.installed_server(), redis.embedded_server(home.env), written_by)
     write_private(note, server.kind + "\n")
     return server
+
+
+def redis_command(
+    home: Home, sockets: Sockets, password: str, inherited: Mapping[str, str]
+) -> tuple[redis.Server, Command]:
+    """The server for this data folder, configured, and how it is run."""
+    server = choose_redis(home)
+    config = home.run / "redis.conf"
+    limit = redis.memory_limit_bytes(redis.total_memory_bytes())
+    write_private(config, redis.configuration(sockets.redis, password, limit))
+    return server, Command((str(server.binary), str(config)), inherited, home.redis)
 
 
 def gateway_place(wishes: Wishes) -> http.Place:

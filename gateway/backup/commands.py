@@ -14,7 +14,7 @@ from gateway.auth.secret import MINIMUM_BYTES
 from gateway.backup import BackupError
 from gateway.backup.dump import dump
 from gateway.backup.file import Header, Reader, Secret, Writer
-from gateway.backup.load import load, refuse_newer
+from gateway.backup.load import load, refuse_full, refuse_newer
 from gateway.migrations import DATA_VERSION, bring_forward, data_version
 from gateway.redis_client import RedisClient
 
@@ -46,6 +46,7 @@ async def restore(redis: RedisClient, secret_file: Path, file: str, secret_out: 
     with _source(file) as stream:
         reader = Reader(stream)
         refuse_newer(reader)
+        await refuse_full(redis)
         if secret_out is None:
             _compare_secret(secret_file, reader.secret.value)
         elif secret_out != STANDARD:

@@ -146,7 +146,7 @@ class Reader:
         """Compare the digest. What is missing or altered, wherever it is, shows here."""
         self._stream.seek(0)
         if (magic := self._stream.read(len(MAGIC))) != MAGIC:
-            later = magic.startswith(MAGIC[:-2])
+            later = len(magic) == len(MAGIC) and magic.startswith(MAGIC[:-2])
             raise BackupError(
                 "the backup was made by a later release; restore it with that one"
                 if later

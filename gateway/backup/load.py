@@ -12,7 +12,6 @@ from gateway.redis_client import Argument, RedisClient
 
 BYTES = 256 << 10  # of one call, about
 META = b"dm:meta"
-REMOVE = 500  # keys of one call
 
 Say = Callable[[str], None]
 
@@ -25,10 +24,24 @@ def refuse_newer(reader: Reader) -> None:
         )
 
 
+async def refuse_full(redis: RedisClient) -> None:
+    """Raises BackupError where Redis holds something that no cut off restore left behind."""
+    if await redis.call("HEXISTS", META, "restoring"):
+        return
+    async for names in redis.scan("dm:*"):
+        if set(names) - {META}:
+            raise BackupError(
+                "this Redis holds data already; restore into an empty one (./deskmate: into an empty data folder, "
+                "which DESKMATE_HOME names)"
+            )
+
+
 async def load(redis: RedisClient, reader: Reader, name: str, say: Say) -> None:
-    """Raises BackupError where Redis holds something already."""
+    """Raises BackupError; what was there of a cut off restore is removed first."""
     refuse_newer(reader)
-    await _begin(redis, name)
+    await refuse_full(redis)
+    await redis.call("HSET", META, "restoring", name)
+    await _remove_all(redis)
     done = 0
     for batch in _batches(reader.keys()):
         await redis.run("restore_keys", args=[part for key in batch for part in _arguments(key)])
@@ -37,17 +50,10 @@ async def load(redis: RedisClient, reader: Reader, name: str, say: Say) -> None:
     await redis.run("end_restore", args=[reader.header.data_version])
 
 
-async def _begin(redis: RedisClient, name: str) -> None:
-    cut_off = await redis.call("HEXISTS", META, "restoring")
+async def _remove_all(redis: RedisClient) -> None:
     async for names in redis.scan("dm:*"):
-        found = [one for one in names if one != META]
-        if found and not cut_off:
-            raise BackupError(
-                "this Redis holds data already; restore into an empty one, or stop Deskmate and remove its data first"
-            )
-        for start in range(0, len(found), REMOVE):
-            await redis.call("UNLINK", *found[start : start + REMOVE])
-    await redis.call("HSET", META, "restoring", name)
+        if found := [name for name in names if name != META]:
+            await redis.call("UNLINK", *found)
 
 
 def _batches(keys: Iterator[Key]) -> Iterator[list[Key]]:
