@@ -81,7 +81,7 @@ def _serve(settings: Settings) -> int:
     asyncio.run(_bring_forward(settings))
     gateway = build(settings)
     try:
-        serve(gateway, settings, gateway.drain)
+        serve(gateway, settings, gateway.drain, gateway.hand_over)
     except ListenError as fault:
         return _say(str(fault), CANNOT_LISTEN)
     return _say(str(gateway.unusable), WRONG_SETTINGS) if gateway.unusable else 0

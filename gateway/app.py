@@ -84,6 +84,10 @@ class Gateway:
         self._ops.draining = True
         self._stop_at = time.monotonic() + self._settings.drain_seconds
 
+    async def hand_over(self) -> None:
+        """Let others go on with what runs, before its listeners are cut: a turn may end with its last listener."""
+        await self.runner.close(0.0)
+
     # composition --------------------------------------------------------------------------------------------------
     def _application(self, keys: Secrets) -> FastAPI:
         settings, auth, engine = self._settings, self.auth, self.engine

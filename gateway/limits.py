@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import BadRequest, Refusal, RequestTimeout, TooLarge, UnsupportedMediaType
+from gateway.errors import BadRequest, Draining, Refusal, RequestTimeout, TooLarge, UnsupportedMediaType
 from gateway.security_headers import security_headers
 from gateway.settings import Settings
 
@@ -106,6 +106,11 @@ class Limits:
             if exchange.begun:
                 raise
             await self.render(scope, refusal)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # nobody but the server does that to a request, when its time to stop is over
+            if exchange.begun:
+                raise
+            stopping = Draining("The gateway is stopping; ask again in a moment.")
+            await self.render(scope, stopping)(scope, exchange.receive, exchange.send)
         finally:
             if exchange.at_end is not None:
                 exchange.at_end()

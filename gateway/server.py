@@ -3,7 +3,8 @@ request. Knows no route.
 
 When it is asked to stop, it takes no new connection; where another process listens on the same socket, that one does.
 Whatever comes on a connection it has is answered, and told that this was the last on it (`Connection: close`). One that
-stays idle for a moment is closed: closed at once, it would break a request that is on its way.
+stays idle for a moment is closed: closed at once, it would break a request that is on its way. At the limit the
+application hands over what it can; only then is the rest cut.
 
 httptools refuses by itself: Content-Length beside Transfer-Encoding, either of them twice, folded headers, bare line
 feeds, signs and blanks in lengths. `_Protocol` adds: time and size of headers, their number, other transfer codings,
@@ -11,12 +12,12 @@ other versions, targets that are no path, bodies behind an upgrade, long pipelin
 """
 
 import asyncio
-import math
+import logging
 import signal
 import socket
 import sys
 from asyncio.events import TimerHandle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ _PIPELINE_LIMIT = 8
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection: they close it, not we under their request
 _LAST_IDLE_SECONDS = 1  # the same while we stop
 _SEND_BUFFER_BYTES = 128 << 10  # a reader that stalls holds this much of the kernel's memory, not megabytes
+_LAST_WORDS_SECONDS = 0.5  # for those whose answer was handed over to be told so
 _BACKLOG = 2048
 _CLOSE = (b"connection", b"close")
 
@@ -43,8 +45,14 @@ class ListenError(Exception):
     """The address cannot be listened on; the message names it and says why."""
 
 
-def serve(app: ASGIApp, settings: Settings, on_drain: Callable[[], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then let running answers go on for `drain_seconds`; `on_drain` is called first.
+def serve(
+    app: ASGIApp,
+    settings: Settings,
+    on_drain: Callable[[], None] | None = None,
+    on_limit: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let running answers go on for `drain_seconds`; `on_drain` is called before,
+    `on_limit` after that time if it was not enough.
 
     Raises ListenError and SettingsError.
     """
@@ -54,7 +62,7 @@ def serve(app: ASGIApp, settings: Settings, on_drain: Callable[[], None] | None 
     except OSError as fault:  # an SSLError is one too
         raise SettingsError(f"DESKMATE_TLS_CERT or DESKMATE_TLS_KEY cannot be used: {fault}") from None
     listeners = inherited(settings.listen_fd) if settings.listen_fd else listen(settings.host, settings.port)
-    _Server(config, on_drain).run(listeners)
+    _Server(config, settings.drain_seconds, on_drain, on_limit).run(listeners)
 
 
 def inherited(descriptors: Sequence[int]) -> list[socket.socket]:
@@ -103,16 +111,23 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain_seconds: float,
+        on_drain: Callable[[], None] | None,
+        on_limit: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         super().__init__(config)
+        self._drain_seconds = drain_seconds
         self._on_drain = on_drain
+        self._on_limit = on_limit
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -127,6 +142,19 @@ class _Server(uvicorn.Server):
             self._on_drain()
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         await super().shutdown(sockets)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Raises TimeoutError at the limit: then uvicorn cancels what still runs."""
+        try:
+            async with asyncio.timeout(self._drain_seconds):
+                await super()._wait_tasks_to_complete()
+        except TimeoutError:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut from now on is cut on purpose
+            if self._on_limit and not self.force_exit:
+                await self._on_limit()
+                if self.server_state.tasks:
+                    await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_SECONDS)
+            raise
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

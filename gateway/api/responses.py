@@ -38,6 +38,7 @@ from gateway.turn import TurnRequest, build_prompt
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400
+ELSEWHERE = "The gateway is stopping; the answer goes on elsewhere. Ask for it again in a moment."
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +231,9 @@ async def _stream(
                 yield b"".join(data)
             elif not events:
                 yield HEARTBEAT
-    if ended:  # else the gateway is stopping: whoever comes back finds the answer where another one has it
-        yield DONE
+    if not ended:  # broken off, so that nobody takes it for the whole answer; another gateway goes on with it
+        raise Draining(ELSEWHERE)
+    yield DONE
 
 
 async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None]) -> Finished:
@@ -243,7 +245,7 @@ async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEve
                     pass
                 if isinstance(happened, Finished):
                     return happened
-    raise Draining("The gateway is stopping; the answer goes on elsewhere. Ask for it again in a moment.")
+    raise Draining(ELSEWHERE)
 
 
 async def _exhaust(steps: AsyncGenerator[Sequence[TurnEvent], None]) -> None:
