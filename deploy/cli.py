@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("compose-init", help="prepare docker-compose.yml: secrets, settings, wheels")
     )
     save = commands.add_parser("backup", help="write everything people have, and the secrets, into one file")
-    save.add_argument("file", type=Path, metavar="FILE")
+    save.add_argument("file", type=Path, metavar="FILE", help="a new file; - for standard output")
     load = commands.add_parser("restore", help="fill an empty data folder from a backup")
     load.add_argument("file", type=Path, metavar="FILE", help="a backup; - for standard input")
     load.add_argument("--bundle", type=Path, metavar="FILE", help="install from this bundle; no network is asked")

@@ -136,7 +136,7 @@ class Stack:
         keeper = self._keep(
             Part(
                 name="redis",
-                command=lambda: Command((str(server.binary), str(config)), self._inherited, self._home.redis),
+                command=lambda: command,
                 log=LogFile(self._home.logs / "redis.log"),
                 is_ready=lambda: redis.answers(self._sockets.redis, self._password),
                 patience_seconds=REDIS_PATIENCE_SECONDS,
