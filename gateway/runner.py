@@ -43,7 +43,7 @@ POLL_SECONDS = 0.1
 IDLE_SECONDS = 10.0
 CANCEL_SECONDS = 10.0  # a turn elsewhere that has not ended by then has no living gateway yet
 BEHIND_EVENTS = 4096  # said and not logged yet: with more, the engine is not listened to until Redis is back
-MOST_ADOPTIONS = 5  # a turn that outlived so many gateways may be what ends them
+MOST_ADOPTIONS = 20  # a turn that outlived so many gateways may be what ends them
 
 log = logging.getLogger("deskmate.runner")
 
