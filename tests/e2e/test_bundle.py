@@ -144,5 +144,5 @@ def test_a_machine_that_has_never_seen_a_network_installs_from_a_bundle_and_answ
     file.unlink()  # a later `up` needs neither bundle nor network: it comes as far as reading a model
     again = island.deskmate("up", "--detach", "--port", PORT, "--model", str(island.folder / "home"))
     assert again.returncode == 78
-    assert "config.json" in again.stderr
+    assert "the model directory is empty" in again.stderr
     assert "environment" not in again.stdout
