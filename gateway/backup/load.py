@@ -43,8 +43,8 @@ async def load(redis: RedisClient, reader: Reader, name: str, say: Say) -> None:
     await redis.call("HSET", META, "restoring", name)
     await _remove_all(redis)
     done = 0
-    for batch in _batches(reader.keys()):
-        await redis.run("restore_keys", args=[part for key in batch for part in _arguments(key)])
+    for batch in batches(reader.keys()):
+        await redis.run("restore_keys", args=[part for key in batch for part in arguments(key)])
         done += len(batch)
         say(f"{done} of {reader.footer.records} records")
     await redis.run("end_restore", args=[reader.header.data_version])
@@ -56,7 +56,7 @@ async def _remove_all(redis: RedisClient) -> None:
             await redis.call("UNLINK", *found)
 
 
-def _batches(keys: Iterator[Key]) -> Iterator[list[Key]]:
+def batches(keys: Iterator[Key]) -> Iterator[list[Key]]:
     batch: list[Key] = []
     size = 0
     for key in keys:
@@ -69,7 +69,7 @@ def _batches(keys: Iterator[Key]) -> Iterator[list[Key]]:
         yield batch
 
 
-def _arguments(key: Key) -> Iterator[Argument]:
+def arguments(key: Key) -> Iterator[Argument]:
     mode, moment = "", 0
     if key.lasts_ms is not None:
         mode, moment = "for", key.lasts_ms

@@ -4,6 +4,7 @@ relay    chat completions through the gateway, scripted upstream
 turn     responses (stored, resumable), scripted upstream
 direct   the upstream alone: the floor of the method
 engine   tokens a second of a real worker through the gateway ÷ direct (--upstream HOST:PORT)
+backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
 
 import argparse
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.bench.backup import drill
 from tests.bench.load import Job, Result
 from tests.bench.stack import ROOT, Stack, cores, stack
 
@@ -213,7 +215,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="deskmate bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", choices=["relay", "turn", "direct", "engine"])
+    parser.add_argument("name", choices=["relay", "turn", "direct", "engine", "backup"])
+    parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--upstream", help="address of a running vLLM for `engine`: HOST:PORT")
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
@@ -222,8 +225,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if asked.name == "engine" and not asked.upstream:
         parser.error("engine needs --upstream HOST:PORT of a running worker")
+    if asked.name == "backup":
+        return report(asked, list(drill(asked.conversations)))
     body = engine(asked.upstream, asked.rounds) if asked.name == "engine" else scripted(asked.name, asked.rounds)
-    lines = [*heading(asked.name, asked.rounds), *body]
+    return report(asked, [*heading(asked.name, asked.rounds), *body])
+
+
+def report(asked: argparse.Namespace, lines: list[str]) -> int:
     print(json.dumps(lines, ensure_ascii=False) if asked.json else "\n".join(lines))
     if asked.write:
         path = Path(ROOT, "docs", f"bench-{asked.name}.md")
