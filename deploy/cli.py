@@ -148,8 +148,9 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
 def add_bundle(bundle_parser: argparse.ArgumentParser) -> None:
     add = bundle_parser.add_argument
     kind = bundle_parser.add_mutually_exclusive_group()
-    for name in ("cpu", "gpu"):
-        kind.add_argument(f"--{name}", dest="accelerator", action="store_const", const={"gpu": "cuda"}.get(name, name))
+    for name, value, where in (("cpu", "cpu", "without"), ("gpu", "cuda", "with")):
+        text = f"for machines {where} an NVIDIA card (default: like this one)"
+        kind.add_argument(f"--{name}", dest="accelerator", action="store_const", const=value, help=text)
     add("--model", type=Path, metavar="DIR", help="put this model directory in (default: the demo model)")
     add("-o", "--output", type=Path, metavar="FILE", required=True, help="the file to write")
 

@@ -29,6 +29,7 @@ from gateway.settings import Settings, SettingsError, table
 CANNOT_LISTEN = 69
 WRONG_SETTINGS = 78
 ADMINISTRATOR = "admin"
+FOR_PROGRAMS = "for programs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +236,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     create = _add(commands, "create", create_user, "make a person")
     create.add_argument("name")
-    create.add_argument("--role", choices=list(Role), default=Role.MEMBER)
-    create.add_argument("--department")
-    _add(commands, "list", list_users, "list everybody").add_argument("--json", action="store_true")
+    create.add_argument("--role", choices=list(Role), default=Role.MEMBER, help="default: %(default)s")
+    create.add_argument("--department", metavar="NAME", help="a label beside the name")
+    _add(commands, "list", list_users, "list everybody").add_argument("--json", action="store_true", help=FOR_PROGRAMS)
     _add(commands, "disable", disable_user, "refuse a person's keys and sessions").add_argument("name")
     _add(commands, "enable", enable_user, "let a disabled person in again").add_argument("name")
     link = _add(commands, "link", link_user, "print a one-time link that signs a person in, good for a day")
@@ -245,18 +246,18 @@ def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     who.add_argument("name", nargs="?")
     who.add_argument("--administrator", action="store_true", help=f"the account '{ADMINISTRATOR}', made when new")
     link.add_argument("--first", action="store_true", help="print none for somebody who has signed in before")
-    link.add_argument("--json", action="store_true")
+    link.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
 
 
 def _add_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     create = _add(commands, "create", create_key, "make an API key; its person too when new")
-    create.add_argument("--user", required=True, metavar="NAME")
+    create.add_argument("--user", required=True, metavar="NAME", help="whose key it is")
     create.add_argument("--scope", action="append", choices=list(Scope), help="may be repeated; without one: chat")
-    create.add_argument("--name", default="", help="what the key is for")
-    create.add_argument("--expires-in-days", type=_days, metavar="N")
-    create.add_argument("--json", action="store_true")
+    create.add_argument("--name", default="", metavar="TEXT", help="what the key is for")
+    create.add_argument("--expires-in-days", type=_days, metavar="N", help="1 to 3650; without one it does not expire")
+    create.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
     _add(commands, "list", list_keys, "list the keys, without the keys themselves").add_argument(
-        "--json", action="store_true"
+        "--json", action="store_true", help=FOR_PROGRAMS
     )
     _add(commands, "revoke", revoke_key, "make a key worthless").add_argument("id")
 
