@@ -160,15 +160,17 @@ export function createChat({ user, sampling, render, notes, onChange, onVersion,
     runner.run(here, newTurn(), { text, question });
   }
 
-  /** Goes another way from a message on: a conversation of its own, which shares what was said before. */
+  /** Goes another way from a message on: a conversation of its own, which shares what was said before. Whether it could. */
   function branch(entry, text) {
     const here = current;
     const index = thread.indexOf(entry);
-    if (here.run || here.loading || here.conversation === null || index < 0) return;
+    if (here.run) notes.say("busy");
+    if (here.run || here.loading || here.conversation === null || index < 0) return false;
     const origin = { ...beginning(here.conversation, thread.entries, index, Date.now()), from: here.id };
     const tree = here.tree.length ? here.tree : [here.conversation];
     show({ ...fresh(false), origin, tree }, { from: index });
     askIn(current, text);
+    return true;
   }
 
   function questionOf(answer) {
@@ -246,7 +248,8 @@ export function createChat({ user, sampling, render, notes, onChange, onVersion,
     const { step, index } = wanted;
     wanted = null;
     const entry = thread.entries[index];
-    entry?.focusVersion?.(step);
+    const version = entry?.focusVersion?.(step);
+    if (version) say(spoken, "version_of", version);
     entry?.node.scrollIntoView({ block: "nearest" });
     settleScroll();
   }

@@ -8,8 +8,9 @@ const PAINT_EVERY_MS = 100;
 const PROGRESS = new Set(["loading", "engine_lost", "resuming", "storage_wait"]);
 
 /**
- * A question's bubble. With `onEdit(text)` it can be asked again in other words. `showVersions(versions, onVersion)` shows the
- * arrows between branches that part here (none for null); `focusVersion(step)` gives the focus to one of them.
+ * A question's bubble. With `onEdit(text)` it can be asked again in other words; when that returns false they stay in the
+ * editor. `showVersions(versions, onVersion)` shows the arrows between branches that part here (none for null);
+ * `focusVersion(step)` gives the focus to one of them and tells which version is shown.
  */
 export function createQuestion(text, onEdit = null) {
   const bubble = h("div", { class: "bubble", text });
@@ -23,16 +24,16 @@ export function createQuestion(text, onEdit = null) {
       form.replaceWith(bubble, foot);
       if (back) pencil.focus();
     };
-    const form = editor(text, { onCancel: () => close(true), onSend: (fresh) => (close(false), onEdit(fresh)) });
+    const form = editor(text, { onCancel: () => close(true), onSend: (fresh) => onEdit(fresh) && close(false) });
     bubble.replaceWith(form);
     foot.remove();
     form.querySelector("textarea").focus();
   }
 
-  let drawn = "null";
+  let drawn = null;
   function showVersions(versions, onVersion) {
-    if (JSON.stringify(versions) === drawn) return; // a button drawn anew would lose the focus
-    drawn = JSON.stringify(versions);
+    if (JSON.stringify(versions) === JSON.stringify(drawn)) return; // a button drawn anew would lose the focus
+    drawn = versions;
     arrows.hidden = versions === null;
     arrows.replaceChildren(...(versions ? arrowsOf(versions, onVersion) : []));
   }
@@ -41,6 +42,7 @@ export function createQuestion(text, onEdit = null) {
     const [before, after] = arrows.querySelectorAll("button");
     const wanted = step < 0 ? [before, after] : [after, before];
     wanted.find((button) => button && !button.disabled)?.focus();
+    return drawn && { n: drawn.at + 1, all: drawn.ids.length };
   }
   return { node, showVersions, focusVersion };
 }

@@ -80,7 +80,7 @@ def test_an_edited_question_begins_a_branch_and_arrows_lead_between_them(visit, 
     completed(page, 3)
     assert (opened(page), texts(page)[2:]) == (conversation, ["Why?", "It is new.", "Sure?", "Yes."])
     expect(focused(page)).to_have_accessible_name("Next version")
-    expect(page.get_by_role("group", name="Versions from here on")).to_contain_text("Version 1 of 2")
+    expect(page.locator(".chat > [role=status]")).to_have_text("Version 1 of 2")
     focused(page).press("Enter")
     expect(page.locator(".arrows:visible .place")).to_have_text("2 / 2")
     assert opened(page) == branch
@@ -191,11 +191,16 @@ def test_a_question_to_a_busy_conversation_is_kept_and_sent_after_the_answer_tha
     page = visit().open()
     ask(page, "first")
     completed(page, 1)
+    page.locator(".question").hover()
+    page.get_by_label("Edit the question").click()
     assert page.evaluate(ASK_ELSEWHERE, [opened(page), "asked elsewhere"]) == 200
     ask(page, "and me?")
     expect(page.locator(".offer")).to_contain_text("Another answer is still being written here")
     expect(answer(page, "writing")).to_contain_text("An answer")
     expect(page.locator("#ask")).to_have_value("and me?")
+    page.press(".editor textarea", "Enter")  # no branch while an answer is written; what was typed stays
+    expect(page.locator(".note")).to_contain_text("Another answer is still being written here")
+    page.press(".editor textarea", "Escape")
     page.click("text=Send it after this answer")
     expect(page.locator(".offer")).to_contain_text("is sent when this answer ends")
     gateway.release()
