@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from deploy.acl import COMMANDS, KEYS
 from gateway import redis_client as redis_client_module
 from gateway.auth.keys import Keys
 from gateway.auth.links import Links
@@ -44,9 +45,6 @@ from tests.servers import BINARIES, RedisServer, find_binary, must_exist
 ROOT = Path(__file__).parents[2]
 SECRET = b"the secret of one installation, made for a test"
 VERSION_1 = ROOT / "tests" / "data" / "version-1.backup"
-USUAL_ACL = (
-    "+@read +@write +@stream +@scripting +@connection -@admin -@dangerous"  # no KEYS, FLUSHALL, CONFIG, DUMP, RESTORE
-)
 
 
 def quiet(text: str) -> None:
@@ -351,11 +349,13 @@ async def test_a_backup_made_while_eight_people_write_is_whole_and_has_all_that_
                 assert kept <= set(texts(await store.history(owner, conversation, None)))
 
 
-async def test_a_user_of_redis_who_may_only_read_write_and_run_scripts_on_our_keys_can_back_up_and_restore(
+async def test_the_gateways_user_of_the_compose_stack_may_do_all_that_a_backup_and_a_restore_need(
     desk: Desk, redis_server: RedisServer
 ):
     await furnish(desk)
-    redis_server.admin("ACL", "SETUSER", "deskmate", "reset", "on", ">pw", "~dm:*", *USUAL_ACL.split())
+    redis_server.admin(
+        "ACL", "SETUSER", "deskmate", "reset", "on", ">pw", KEYS, *(f"+{command}" for command in COMMANDS.split())
+    )
     limited = RedisClient(redis_server.url.replace("unix://", "unix://deskmate@"), "pw")
     try:
         reader = await backed_up(limited)
