@@ -27,6 +27,8 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "nodejs": lambda: shutil.which("node") is not None,
 }
 
+PROCESSES = 2  # of pytest at once: most tests wait for other processes
+
 
 @dataclass(frozen=True)
 class Check:
@@ -71,9 +73,8 @@ def agreed(missing: Sequence[str]) -> bool:
 def checks(root: Path, home: Home, arguments: Sequence[str]) -> list[Check]:
     """Everything; with arguments only pytest, which they are for."""
     python = str(home.python)
-    pytest = Check("pytest", (python, "-m", "pytest", *arguments))
     if arguments:
-        return [pytest]
+        return [Check("pytest", (python, "-m", "pytest", *arguments))]
     imports = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     web = sorted(str(file.relative_to(root)) for file in (root / "tests" / "web").glob("*.test.mjs"))
     return [
@@ -82,7 +83,7 @@ def checks(root: Path, home: Home, arguments: Sequence[str]) -> list[Check]:
         Check("mypy", (python, "-m", "mypy")),
         *([Check("imports", (python, "-c", imports))] if has_import_contracts(root) else []),
         *([Check("javascript", ("node", "--test", *web))] if web else []),
-        pytest,
+        Check("pytest", (python, "-m", "pytest", "--numprocesses", str(PROCESSES), "--dist", "loadgroup")),
     ]
 
 

@@ -14,6 +14,14 @@ hypothesis.settings.register_profile("deskmate", deadline=None)
 hypothesis.settings.load_profile("deskmate")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes at once: a file stays in one of them, and whatever loads a model goes one after the other."""
+    loading = {item.path for item in items if item.get_closest_marker("engine") or "containers" in item.path.parts}
+    items.sort(key=lambda item: item.path not in loading)  # the longest first
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engine" if item.path in loading else str(item.path)))
+
+
 @pytest.fixture(scope="session", params=BINARIES)
 def redis_binary(request: pytest.FixtureRequest) -> Path:
     binary = find_binary(request.param)
