@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("deskmate")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes at once: a file stays in one of them, and whatever loads a model goes one after the other."""
+    """For several processes at once: a file stays in one of them; what loads a model goes one after the other."""
     loading = {item.path for item in items if item.get_closest_marker("engine") or "containers" in item.path.parts}
     items.sort(key=lambda item: item.path not in loading)  # the longest first
     for item in items:
