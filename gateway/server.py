@@ -3,8 +3,8 @@ request. Knows no route.
 
 When it is asked to stop, it takes no new connection; where another process listens on the same socket, that one does.
 Whatever comes on a connection it has is answered, and told that this was the last on it (`Connection: close`). One that
-stays idle for a moment is closed: closed at once, it would break a request that is on its way. At the limit the
-application hands over what it can; only then is the rest cut.
+has been used and stays idle for a moment is closed: closed at once, it would break a request that is on its way. At the
+limit the application hands over what it can; only then is the rest cut.
 
 httptools refuses by itself: Content-Length beside Transfer-Encoding, either of them twice, folded headers, bare line
 feeds, signs and blanks in lengths. `_Protocol` adds: time and size of headers, their number, other transfer codings,
@@ -222,9 +222,10 @@ class _Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(_LAST_IDLE_SECONDS, self.timeout_keep_alive_handler)
         elif self.cycle is not None and not self.cycle.response_complete:
             self.cycle.default_headers = self.server_state.default_headers
-        elif not self._in_headers:
-            self._stop_timer()
-            self._start_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes in the next round of the loop: what came while this process was busy is read before."""
+        self.timeout_keep_alive_task = self.loop.call_later(0.01, super().timeout_keep_alive_handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -303,9 +304,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            is_last = self._is_stopping() and not self._in_headers
-            seconds = min(self.header_seconds, _LAST_IDLE_SECONDS) if is_last else self.header_seconds
-            self._timer = self.loop.call_later(seconds, self._too_slow)
+            self._timer = self.loop.call_later(self.header_seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -160,7 +160,7 @@ async def ask_on_and_on(client: openai.AsyncOpenAI, seen: Seen, over: asyncio.Ev
             assert response.output_text
             seen.seconds.append(time.monotonic() - began)
         except FAULTS as error:
-            seen.errors.append(f"{type(error).__name__}: {error} after {time.monotonic() - began:.2f} s")
+            seen.errors.append(f"{error!r}, {error.__cause__!r} after {time.monotonic() - began:.2f} s")
 
 
 async def watch_on_and_on(client: openai.AsyncOpenAI, seen: Seen, over: asyncio.Event) -> None:
@@ -169,7 +169,7 @@ async def watch_on_and_on(client: openai.AsyncOpenAI, seen: Seen, over: asyncio.
         try:
             await watched(client, seen)
         except FAULTS as error:
-            seen.errors.append(f"stream: {type(error).__name__}: {error}")
+            seen.errors.append(f"stream: {error!r}, {error.__cause__!r}")
 
 
 async def watched(client: openai.AsyncOpenAI, seen: Seen, expected: str = LONG) -> None:

@@ -378,7 +378,7 @@ def test_an_ordered_stop_lets_a_running_answer_end_and_exits_with_zero() -> None
 
 
 def test_while_it_stops_what_comes_is_answered_as_the_last_and_the_idle_are_closed_after_a_moment() -> None:
-    server = start()
+    server = start(header_seconds="2")
     try:
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         with server.connect() as silent, server.connect() as idle, server.connect() as busy, contextlib.closing(kept):
