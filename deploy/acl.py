@@ -23,11 +23,16 @@ COMMANDS = (
 
 
 def users(password: str) -> str:
-    """The file's text: the gateway's user by the digest of its password, and one that may only ask for a PONG."""
-    digest = hashlib.sha256(password.encode()).hexdigest()
-    allowed = " ".join(f"+{command}" for command in COMMANDS.split())
+    """The file's text: the gateway's user, and one that may only ask for a PONG."""
     return (
         "user default off resetpass resetkeys resetchannels -@all\n"
         "user health on nopass resetkeys resetchannels -@all +ping\n"
-        f"user {GATEWAY_USER} on #{digest} resetkeys {KEYS} resetchannels -@all {allowed}\n"
+        f"{gateway_user(password)}\n"
     )
+
+
+def gateway_user(password: str) -> str:
+    """Its line, which holds the password as a digest only."""
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    allowed = " ".join(f"+{command}" for command in COMMANDS.split())
+    return f"user {GATEWAY_USER} on #{digest} resetkeys {KEYS} resetchannels -@all {allowed}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import redis
 
+from deploy import acl
+
 BINARIES = ("redis", "valkey")
 
 
@@ -26,20 +28,24 @@ def find_binary(name: str) -> Path | None:
 
 
 class RedisServer:
-    """One server. Its data survive `kill` and `start`; `close` removes everything."""
+    """One server. Its data survive `kill` and `start`; `close` removes everything.
+
+    `url` is for the gateway and its user of the compose stack, so that every test shows that its rights suffice.
+    """
 
     def __init__(self, binary: Path) -> None:
         self.binary = binary
         self.password = secrets.token_urlsafe(16)
         self.folder = Path(tempfile.mkdtemp(prefix="dm"))
         self.socket = self.folder / "s"
-        self.url = f"unix://{self.socket}?db=0"
+        self.url = f"unix://{acl.GATEWAY_USER}@{self.socket}?db=0"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         config = (
             f"port 0\nunixsocket {self.socket}\nunixsocketperm 700\nrequirepass {self.password}\ndir {self.folder}\n"
             'save ""\nappendonly yes\nappendfsync no\nmaxmemory-policy noeviction\nhash-max-listpack-value 512\n'
+            f"{acl.gateway_user(self.password)}\n"
         )
         self.process = subprocess.Popen([self.binary, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert self.process.stdin

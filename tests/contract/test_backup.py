@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from deploy.acl import COMMANDS, KEYS
 from gateway import redis_client as redis_client_module
 from gateway.auth.keys import Keys
 from gateway.auth.links import Links
@@ -347,23 +346,6 @@ async def test_a_backup_made_while_eight_people_write_is_whole_and_has_all_that_
             for owner, conversation in {one[:2] for one in person}:
                 kept = {one[2] for one in person if one[1] == conversation} & {one[2] for one in now}
                 assert kept <= set(texts(await store.history(owner, conversation, None)))
-
-
-async def test_the_gateways_user_of_the_compose_stack_may_do_all_that_a_backup_and_a_restore_need(
-    desk: Desk, redis_server: RedisServer
-):
-    await furnish(desk)
-    redis_server.admin(
-        "ACL", "SETUSER", "deskmate", "reset", "on", ">pw", KEYS, *(f"+{command}" for command in COMMANDS.split())
-    )
-    limited = RedisClient(redis_server.url.replace("unix://", "unix://deskmate@"), "pw")
-    try:
-        reader = await backed_up(limited)
-        redis_server.reset()
-        await load(limited, reader, "b", quiet)
-        assert reader.footer.conversations == 5
-    finally:
-        await limited.aclose()
 
 
 async def test_keys_that_this_release_does_not_know_are_not_left_out_in_silence(redis_client: RedisClient):
