@@ -8,6 +8,7 @@ able to break a connection at any byte. Knows nothing of the gateway.
     python -m tests.fake_worker --port 8001 --pace-ms 5
     POST /_fake/script {"pace_ms": 5, "loading": false, "fail": "close_after:3", ...}   (the fields of `Script`)
     GET  /_fake/requests
+    --journal FILE: a line for each answer that begins or ends, which outlives the process
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import codecs
 import itertools
+import os
 import re
 import socket
 import threading
@@ -25,7 +27,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 
@@ -474,6 +476,7 @@ class FakeEngine:
         self.model, self.context_tokens, self.seats = model, context_tokens, seats
         self.plan = default_plan(model, context_tokens, seats) | dict(plan)
         self.records: deque[Record] = deque(maxlen=4000)
+        self.journal: IO[bytes] | None = None
         self.numbers = itertools.count(1)
         self.running = self.peak_running = self.prompt_tokens = self.generated_tokens = 0
         self.finished = {"stop": 0, "length": 0, "abort": 0}
@@ -482,6 +485,14 @@ class FakeEngine:
         record = Record(next(self.numbers), path, headers, body)
         self.records.append(record)
         return record
+
+    def note(self, record: Record) -> None:
+        """In the journal, at once: the next moment this process may be killed."""
+        if self.journal is not None:
+            line = {"pid": os.getpid(), "number": record.number, "id": record.headers.get("x-request-id", "")}
+            line |= {"state": record.state, "tokens": record.tokens_sent, "prompt": len(record.prompt_ids)}
+            self.journal.write(json_bytes(line | {"at": time.time()}) + b"\n")
+            self.journal.flush()
 
     def take_failure(self) -> str | None:
         fail, times = self.script.fail, self.script.times
@@ -720,6 +731,7 @@ class Stream:
         engine.running += 1
         engine.peak_running = max(engine.peak_running, engine.running)
         engine.prompt_tokens += len(self.record.prompt_ids)
+        engine.note(self.record)
         if self.fail == "hang":
             return
         if self.fail == "garbage":
@@ -819,6 +831,7 @@ class Stream:
         self.engine.generated_tokens += self.record.tokens_sent
         if state == "aborted":
             self.engine.finished["abort"] += 1
+        self.engine.note(self.record)
 
 
 # Running it -----------------------------------------------------------------------------------------------------------
@@ -921,8 +934,12 @@ class FakeWorker:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    script = Script(pace_ms=arguments.pace_ms, prefill_ms=arguments.prefill_ms)
+    script = Script(
+        **({"pace_ms": arguments.pace_ms, "prefill_ms": arguments.prefill_ms} | json_value(arguments.script))
+    )
     engine = FakeEngine(script, model=arguments.model, context_tokens=arguments.context, seats=arguments.seats, plan={})
+    if arguments.journal:
+        engine.journal = Path(arguments.journal).open("ab")  # noqa: ASYNC230, SIM115 - open as long as the process lives
     server, _ = await listen(engine, arguments.host, arguments.port, arguments.uds)
     where = arguments.uds or "http://{}:{}".format(*server.sockets[0].getsockname())
     print(f"scripted worker at {where}", flush=True)
@@ -939,6 +956,8 @@ def main() -> None:
     parser.add_argument("--seats", type=int, default=16)
     parser.add_argument("--pace-ms", type=float, default=0.0, help="time between two tokens of one answer")
     parser.add_argument("--prefill-ms", type=float, default=0.0, help="time before the first token")
+    parser.add_argument("--script", default="{}", help="further fields of `Script`, as JSON")
+    parser.add_argument("--journal", help="file that tells of every answer, also after a SIGKILL")
     arguments = parser.parse_args()
     run: Callable[[Awaitable[None]], None] = asyncio.run  # type: ignore[assignment]
     try:

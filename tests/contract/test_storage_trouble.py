@@ -11,7 +11,7 @@ from gateway.conversations.store import RedisConversations
 from gateway.errors import StorageDown, StorageFull
 from gateway.redis_client import RedisClient, refusal_of
 from tests.contract.conftest import Desk, dump, said, texts
-from tests.proxy import LossyProxy
+from tests.proxy import Proxy
 from tests.servers import RedisServer
 
 
@@ -90,7 +90,7 @@ async def test_a_silent_redis_is_told_after_the_time_limit_and_then_nobody_waits
 
 
 async def test_a_lost_reply_and_a_repeat_make_one_turn(redis_server: RedisServer) -> None:
-    async with LossyProxy(redis_server.socket) as proxy:
+    async with Proxy(redis_server.socket) as proxy:
         client = RedisClient(f"redis://127.0.0.1:{proxy.port}/0", redis_server.password)
         desk = Desk(store_at(client))
         conversation = await desk.conversation()
@@ -112,7 +112,7 @@ async def test_a_lost_reply_and_a_repeat_make_one_turn(redis_server: RedisServer
         await client.aclose()
 
 
-async def repeated(proxy: LossyProxy, client: RedisClient, call):  # type: ignore[no-untyped-def]
+async def repeated(proxy: Proxy, client: RedisClient, call):  # type: ignore[no-untyped-def]
     """The call once with its reply lost, then again."""
     await client.call("PING")  # a connection stands: what gets lost is the call's own reply
     proxy.lose_replies = True

@@ -1,0 +1,96 @@
+"""What every client did and saw, and every fault that was put in. Only records; `checker.py` judges."""
+
+import re
+import time
+from dataclasses import dataclass, field
+
+NUMBER = re.compile(rb'"sequence_number":(\d+)}$')
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP call. `status` None: it broke before an answer; `silence`: the longest wait for a next byte."""
+
+    at: float
+    seconds: float
+    person: str
+    what: str
+    status: int | None
+    code: str | None = None
+    key: str | None = None
+    turn: str | None = None
+    request_id: str | None = None
+    retry_after: str | None = None
+    typed: bool = True  # an answer, or an error with a code and a sentence
+    silence: float = 0.0
+    seen: int = 0  # events
+
+
+@dataclass(eq=False, slots=True)
+class Question:
+    """One question of a person, however many posts and connections it took."""
+
+    person: str
+    user: str
+    conversation: str
+    text: str
+    key: str
+    turns: set[str] = field(default_factory=set)  # response ids that its posts were answered with: one, or it is twice
+    events: dict[int, bytes] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)  # what was seen once and otherwise later, or with a gap
+    end: str | None = None  # the type of the last event
+    refused: str | None = None  # why it was given up
+    stopped: bool = False
+    deleted: bool = False
+    resumed: list[float] = field(default_factory=list)  # seconds from a broken stream to the next event
+
+    @property
+    def acknowledged(self) -> bool:
+        return bool(self.turns)
+
+    @property
+    def turn(self) -> str:
+        return next(iter(self.turns))
+
+    @property
+    def last(self) -> int:
+        return max(self.events, default=-1)
+
+    def see(self, event: bytes) -> None:
+        """An event as it came. Whatever contradicts what was seen before is noted."""
+        found = NUMBER.search(event)
+        if found is None:
+            self.changed.append(f"an event without a number: {event[:80]!r}")
+            return
+        number = int(found[1])
+        if (before := self.events.get(number)) is not None:
+            if before != event:
+                self.changed.append(f"event {number} was {before[-120:]!r} and came again as {event[-120:]!r}")
+        elif number != len(self.events):
+            self.changed.append(f"event {number} came after {len(self.events) - 1}")
+        self.events.setdefault(number, event)
+
+
+@dataclass(slots=True)
+class Fault:
+    kind: str
+    at: float = field(default_factory=time.time)
+    until: float | None = None  # still there
+
+
+@dataclass(eq=False)
+class History:
+    calls: list[Call] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)  # conversations
+    people: dict[str, str] = field(default_factory=dict)  # name → user id
+
+    def fault(self, kind: str, count: int = 1) -> Fault:
+        faults = [Fault(kind) for _ in range(count)]
+        self.faults += faults
+        return faults[-1] if faults else Fault(kind)
+
+    def clear(self) -> None:
+        for kept in (self.calls, self.questions, self.faults, self.deleted):
+            kept.clear()
