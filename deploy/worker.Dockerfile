@@ -13,6 +13,9 @@ RUN --mount=type=bind,source=deploy/locks,target=/locks \
     && /uv/bin/uv venv --quiet --no-config --offline --python "$(command -v python)" /tools \
     && /uv/bin/uv pip install --quiet --no-config --offline --no-cache --python /tools --no-index --find-links /wheels \
        --no-deps --require-hashes -r /locks/image.txt
+
+# Readable by everybody, whatever umask the checkout has.
+FROM base AS code
 COPY worker /app/worker
 RUN chmod -R u=rwX,go=rX /app && python -m compileall -q /app
 
@@ -29,7 +32,7 @@ RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
     && mkdir -p /usr/share/deskmate \
     && /tools/bin/cyclonedx-py environment --pyproject /pyproject.toml --output-reproducible \
        --output-file /usr/share/deskmate/sbom.cdx.json /opt/deskmate/bin/python
-COPY --from=tools /app /app
+COPY --from=code /app /app
 
 # The person has no entry in /etc/passwd, and PyTorch asks for a name.
 ENV PATH=/opt/deskmate/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
