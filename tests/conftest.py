@@ -22,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("engine" if item.path in loading else str(item.path)))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption("--fault-rounds", type=int, default=0, metavar="N", help="only this: N faults, one after the other")
+    group.addoption("--real-kills", type=int, default=0, metavar="N", help="only this: N kills before a real vLLM")
+    group.addoption("--fault-seed", type=int, default=0, metavar="N", help="another sequence of faults")
+
+
 @pytest.fixture(scope="session", params=BINARIES)
 def redis_binary(request: pytest.FixtureRequest) -> Path:
     binary = find_binary(request.param)

@@ -228,13 +228,18 @@ def _generations(desk: Desk) -> Iterator[str]:
     by_turn: dict[str, list[Generation]] = defaultdict(list)
     for generation in desk.generations():
         by_turn[generation.turn].append(generation)
-    frozen = [(f.at, f.until) for f in desk.history.faults if f.kind == "gateway frozen"]
     for turn, made in by_turn.items():
         made.sort(key=lambda one: one.began)
         for first, second in itertools.pairwise(made):
-            overlap = (first.ended or second.began) - second.began
-            if overlap > OVERLAP_SECONDS and not any(a <= second.began and first.ended for a, _ in frozen):
-                yield f"I5: turn {turn} was generated twice at once for {overlap:.1f} s"
+            ended = first.ended or second.began  # a killed worker says nothing more
+            if ended - second.began > OVERLAP_SECONDS and not _stood_still(desk, first.began, ended):
+                yield f"I5: turn {turn} was generated twice at once for {ended - second.began:.1f} s"
+
+
+def _stood_still(desk: Desk, begin: float, end: float) -> bool:
+    """Whoever is frozen, or behind a wire that passes nothing, neither says nor hears anything."""
+    faults = [fault for fault in desk.history.faults if fault.kind.endswith(("frozen", "stalled"))]
+    return any(fault.at <= end and (fault.until or end) >= begin for fault in faults)
 
 
 def _of_call(call: Call, desk: Desk) -> Iterator[str]:
@@ -248,15 +253,8 @@ def _of_call(call: Call, desk: Desk) -> Iterator[str]:
     if call.status == 500:
         yield f"I8: {name} met a mistake of ours (500, {call.code})"
     silent = max(call.silence, call.seconds if call.what.startswith("GET /v1/conv") else 0.0)
-    if silent > HEARTBEAT_SECONDS and not _excused(call, desk):
+    if silent > HEARTBEAT_SECONDS and not _stood_still(desk, call.at - call.seconds, call.at):
         yield f"I8: {name} heard nothing for {silent:.1f} s"
-
-
-def _excused(call: Call, desk: Desk) -> bool:
-    """Whoever is frozen, or behind a wire that passes nothing, says nothing."""
-    kinds = ("frozen", "stalled")
-    spans = [(f.at, f.until or call.at) for f in desk.history.faults if f.kind.endswith(kinds)]
-    return any(begin <= call.at and end >= call.at - call.seconds for begin, end in spans)
 
 
 def _usage(desk: Desk, dump: Dump) -> Iterator[str]:

@@ -2,10 +2,21 @@
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from tests.fault.desk import Desk
 from tests.fault.desk import desk as made_desk
+
+LONG_FORM = "test_rounds.py"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long form runs only when asked for, and then alone."""
+    asked = bool(config.getoption("--fault-rounds") or config.getoption("--real-kills"))
+    chosen = [item for item in items if (item.path.name == LONG_FORM) == asked]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -23,7 +23,7 @@ import aiohttp
 
 from tests.fault.history import History
 from tests.fault.nemesis import Nemesis
-from tests.gateway_process import ROOT, GatewayProcess
+from tests.gateway_process import ROOT, START_SECONDS, GatewayProcess
 from tests.proxy import Proxy
 from tests.servers import RedisServer, find_binary
 
@@ -115,7 +115,7 @@ class Desk:
 
     async def until_ready(self) -> None:
         for gateway in self.gateways:
-            await gateway.until_ready()
+            await gateway.until_ready(START_SECONDS)
 
     async def heal(self) -> None:
         """Whatever is broken works again, whatever is stopped runs."""

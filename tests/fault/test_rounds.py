@@ -1,0 +1,37 @@
+"""The long form: `--fault-rounds 10000` and `--real-kills 220`. It fills its block of docs/reliability.md."""
+
+import re
+from collections.abc import Iterable
+
+import pytest
+
+from tests.fault.desk import desk
+from tests.fault.mix import run
+from tests.gateway_process import ROOT
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+REPORT = ROOT / "docs" / "reliability.md"
+ENOUGH = {"fault-rounds": 10_000, "real-kills": 200}  # fewer are a try, and no figure
+
+
+async def test_people_go_on_through_every_fault(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]):
+    faults = pytestconfig.getoption("--fault-rounds")
+    if not faults:
+        pytest.skip("--fault-rounds was not asked for")
+    with capsys.disabled():
+        async with desk(gateways=2, workers=2) as made:
+            tally = await run(made, faults, seed=pytestconfig.getoption("--fault-seed"))
+        report("fault-rounds", faults, tally.table())
+    assert tally.breaches == []
+    assert tally.acknowledged and tally.completed
+
+
+def report(name: str, count: int, lines: Iterable[str]) -> None:
+    """Print the lines, and put them where the document keeps this name's figures."""
+    text = "\n".join(lines)
+    print(f"\n{text}")
+    if count < ENOUGH[name]:
+        return
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    REPORT.write_text(block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", REPORT.read_text()))

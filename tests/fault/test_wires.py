@@ -1,0 +1,163 @@
+"""What lies between the parts breaks: lost replies, slowness, many at once, a full Redis. F05 to F09, F10, F11, F12, F16."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.fault.checker import check, settle
+from tests.fault.desk import Desk
+from tests.fault.people import Person, people
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ROUND_TRIP = 0.2
+
+
+async def test_with_every_fifth_reply_of_redis_lost_nothing_is_there_twice_or_missing(desk: Desk):
+    """F06. Naively retried, every lost reply of a write is a duplicate."""
+    await desk.play(pace_ms=2)
+    async with people(desk, 10) as crowd:
+        conversations = [await person.converse() for person in crowd]
+        async with desk.nemesis.losing(desk.redis_wire, "Redis", 0.05):
+            await asyncio.gather(*(several(p, c, 4) for p, c in zip(crowd, conversations, strict=True)))
+        assert len(desk.history.faults) > 20
+        assert [q for q in desk.history.questions if not q.acknowledged and q.refused == "gave_up"] == []
+        assert await check(desk) == []
+
+
+async def test_with_lost_answers_of_the_gateways_a_question_that_is_posted_again_is_one_turn(desk: Desk):
+    """F10: the person hears nothing, posts again with the same key, and is led to the turn that runs already."""
+    await desk.play(pace_ms=2)
+    async with people(desk, 10) as crowd:
+        conversations = [await person.converse() for person in crowd]
+        for door in desk.doors:
+            door.lose_replies = True
+        asking = [asyncio.create_task(several(p, c, 1)) for p, c in zip(crowd, conversations, strict=True)]
+        await until_lost(desk, 20)
+        await desk.heal()
+        await asyncio.gather(*asking)
+        posts = [call for call in desk.history.calls if call.what == "POST /v1/responses"]
+        assert len(posts) >= 2 * len(crowd) == 2 * len([q for q in desk.history.questions if q.acknowledged])
+        assert await check(desk) == []
+
+
+async def until_lost(desk: Desk, count: int) -> None:
+    async with asyncio.timeout(30):
+        while sum(door.lost for door in desk.doors) < count:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.05)
+
+
+async def test_a_slow_redis_slows_what_is_shown_by_its_own_time_only(desk: Desk):
+    """F07: nothing is shown that is not logged, so each burst waits for one round trip; and nothing is refused."""
+    await desk.play(pace_ms=10)
+    async with people(desk, 4) as crowd:
+        conversations = [await person.converse() for person in crowd]
+        async with desk.nemesis.slow(desk.redis_wire, "Redis", ROUND_TRIP):
+            began = time.monotonic()
+            answered = await asyncio.gather(*(p.ask(c) for p, c in zip(crowd, conversations, strict=True)))
+            seconds = time.monotonic() - began
+        assert [question.end for question in answered] == ["response.completed"] * 4
+        statuses = {call.status for call in desk.history.calls if call.what == "POST /v1/responses"}
+        assert statuses == {200}
+        print(f"four answers at once with a Redis of {ROUND_TRIP} s: {seconds:.1f} s")
+        assert await check(desk) == []
+
+
+async def test_a_redis_that_does_not_answer_shuts_the_door_after_two_seconds_and_opens_it_by_itself(desk: Desk):
+    """F07, the breaker."""
+    async with people(desk, 2) as (one, other):
+        conversation = await one.converse()
+        async with desk.nemesis.stalled(desk.redis_wire, "Redis"):
+            assert (await one.call("POST", "/v1/responses", {"input": "first"}))[0] == 503
+            began = time.monotonic()
+            one.at = other.at = 0
+            answers = [await other.call("POST", "/v1/responses", {"input": "later"}) for _ in range(3)]
+            assert {status for status, _ in answers} == {503} and time.monotonic() - began < 5
+        assert (await one.ask(conversation)).end == "response.completed"
+        assert await check(desk) == []
+
+
+async def test_a_full_redis_refuses_questions_whole_and_is_used_again_when_there_is_room(desk: Desk):
+    """F08. What runs is kept back and goes on; reading, stopping and deleting work all the while."""
+    await desk.play(pace_ms=60)
+    async with people(desk, 4) as crowd:
+        conversations = [await person.converse() for person in crowd]
+        before = await crowd[0].ask(conversations[0])
+        asking = asyncio.create_task(crowd[1].ask(conversations[1]))
+        await desk.workers[0].until_answering(1)
+        desk.redis.admin("CONFIG", "SET", "maxmemory", 1)
+        desk.history.fault("Redis full")
+        body = {"input": "one more", "conversation": conversations[2]}
+        status, refused = await crowd[2].call("POST", "/v1/responses", body)
+        assert (status, refused["error"]["code"]) == (503, "storage_full")
+        assert len(await crowd[0].items(conversations[0])) == 2
+        assert await crowd[0].stop(before) == 200
+        assert await crowd[0].delete(conversations[0])
+        desk.redis.admin("CONFIG", "SET", "maxmemory", 0)
+        assert (await asking).end == "response.completed"
+        assert (await crowd[2].ask(conversations[2])).end == "response.completed"
+        assert await check(desk) == []
+
+
+async def test_of_32_tabs_that_ask_one_conversation_at_once_one_wins_and_the_others_learn_the_version(desk: Desk):
+    """F11, through two gateways; beside the questions the conversation is branched and deleted."""
+    await desk.play(pace_ms=5)
+    async with people(desk, 1) as (person,):
+        conversation = await person.converse()
+        first = await person.ask(conversation)
+        for _ in range(5):
+            asked = [person.question(conversation) for _ in range(32)]
+            for number, question in enumerate(asked):
+                person.at = number
+                await asyncio.sleep(0)
+            *_, branch, gone = await asyncio.gather(
+                *(person.post(question, leave_after=1) for question in asked),
+                person.branch(first),
+                person.delete(conversation),
+            )
+            winners = [question for question in asked if question.acknowledged]
+            assert len(winners) <= 1 and branch
+            if gone:
+                assert not winners or not await items_or_none(person, conversation)
+                conversation = branch
+                continue
+            assert len(winners) == 1
+            assert {question.refused for question in asked if not question.turns} == {"conversation_locked"}
+            await person.follow(winners[0])
+        conflicts = [call for call in desk.history.calls if call.status == 409]
+        assert all(call.code == "conversation_locked" for call in conflicts)
+        assert await check(desk) == []
+
+
+async def items_or_none(person: Person, conversation: str) -> object:
+    status, body = await person.call("GET", f"/v1/conversations/{conversation}/items")
+    return body if status == 200 else None
+
+
+async def test_when_a_thousand_streams_break_at_once_all_are_back_within_seconds(desk: Desk):
+    """F16, its small form: 200 followers of 20 answers come back when both gateways were killed at once."""
+    await desk.play(pace_ms=100)
+    async with people(desk, 20) as crowd:
+        conversations = [await person.converse() for person in crowd]
+        asking = [asyncio.create_task(p.ask(c)) for p, c in zip(crowd, conversations, strict=True)]
+        await desk.workers[0].until_answering(20, tokens=2)
+        await asyncio.gather(*(desk.nemesis.kill_gateway(number) for number in range(2)))
+        await desk.play(pace_ms=5)
+        answered = await asyncio.gather(*asking)
+        assert {question.end for question in answered} == {"response.completed"}
+        back = sorted(second for question in answered for second in question.resumed)
+        print(f"{len(back)} streams came back, the last after {back[-1]:.1f} s")
+        assert await check(desk) == []
+
+
+async def several(person: Person, conversation: str, count: int) -> None:
+    for _ in range(count):
+        await person.ask(conversation)
+        await settle_if_refused(person)
+
+
+async def settle_if_refused(person: Person) -> None:
+    """A question that was given up may still be answered: the next one waits for that."""
+    if person.desk.history.questions[-1].refused:
+        await settle(person.desk)
