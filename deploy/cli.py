@@ -25,6 +25,7 @@ from deploy.local import Stack, already_running, refuse_taken_port
 from deploy.lock import LockFailed, refresh
 from deploy.logs import tail
 from deploy.narrator import Narrator, administrator_link, follow
+from deploy.redis import DURABILITIES
 from deploy.status import Status, read_status
 from deploy.wishes import Wishes, number_of, port_of
 
@@ -140,6 +141,11 @@ def add_up(up_parser: argparse.ArgumentParser) -> None:
     add("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
     add("--redis-url", metavar="URL", help="use this Redis instead of starting one")
     add(
+        "--durability",
+        choices=DURABILITIES,
+        help="always (default): on the disk before it is answered; everysec: a crash may lose the last two seconds",
+    )
+    add(
         "--worker-url", action="append", metavar="URL", help="use this vLLM instead of starting one; repeat for several"
     )
     add("--supervise", action="store_true", help=argparse.SUPPRESS)  # the process that `--detach` leaves behind
@@ -192,6 +198,7 @@ def wishes_of(options: argparse.Namespace, given: Mapping[str, str]) -> Wishes:
         tls_cert=file_of(options.tls_cert, given.get("DESKMATE_TLS_CERT")),
         tls_key=file_of(options.tls_key, given.get("DESKMATE_TLS_KEY")),
         redis_url=options.redis_url or given.get("DESKMATE_REDIS_URL"),
+        durability=options.durability or "always",
         worker_urls=tuple(urls),
         public_url=given.get("DESKMATE_PUBLIC_URL"),
     )
@@ -210,6 +217,8 @@ def with_bundled_model(wishes: Wishes, home: Home) -> Wishes:
 
 
 def refuse_nonsense(wishes: Wishes) -> None:
+    if wishes.redis_url and wishes.durability != "always":
+        raise UsageError("--durability is for the Redis started here; the one of --redis-url has its own appendfsync")
     if wishes.model and wishes.worker_urls:
         raise UsageError("--model starts a worker here and --worker-url uses one elsewhere; give one of them")
     if wishes.model and not wishes.model.is_dir():

@@ -132,7 +132,9 @@ class Stack:
 
     async def _start_redis(self) -> None:
         self.board.begin("redis")
-        server, command = redis_command(self._home, self._sockets, self._password, self._inherited)
+        server, command = redis_command(
+            self._home, self._sockets, self._password, self._inherited, self._wishes.durability
+        )
         keeper = self._keep(
             Part(
                 name="redis",
@@ -456,13 +458,13 @@ def choose_redis(home: Home) -> redis.Server:
 
 
 def redis_command(
-    home: Home, sockets: Sockets, password: str, inherited: Mapping[str, str]
+    home: Home, sockets: Sockets, password: str, inherited: Mapping[str, str], durability: str = "always"
 ) -> tuple[redis.Server, Command]:
     """The server for this data folder, configured, and how it is run."""
     server = choose_redis(home)
     config = home.run / "redis.conf"
     limit = redis.memory_limit_bytes(redis.total_memory_bytes())
-    write_private(config, redis.configuration(sockets.redis, password, limit))
+    write_private(config, redis.configuration(sockets.redis, password, limit, durability))
     return server, Command((str(server.binary), str(config)), inherited, home.redis)
 
 

@@ -19,7 +19,9 @@ MEMORY_FLOOR_BYTES = 256 * 1024 * 1024
 MEMORY_CEILING_BYTES = 8 * 1024 * 1024 * 1024
 ANSWER_SECONDS = 2.0
 
-# Every acknowledged write is on the disk (`always`); nothing is ever thrown out to make room (`noeviction`).
+DURABILITIES = ("always", "everysec")
+
+# Every acknowledged write is on the disk (`always`), or will be within two seconds (`everysec`); nothing is ever thrown out to make room (`noeviction`).
 # Short messages stay in compact hashes: a third of the memory of a conversation.
 CONFIGURATION = """\
 port 0
@@ -31,7 +33,7 @@ daemonize no
 logfile ""
 save ""
 appendonly yes
-appendfsync always
+appendfsync {durability}
 auto-aof-rewrite-percentage 100
 auto-aof-rewrite-min-size 64mb
 maxmemory {memory_bytes}
@@ -89,8 +91,8 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split("."))
 
 
-def configuration(socket: Path, password: str, memory_bytes: int) -> str:
-    return CONFIGURATION.format(socket=socket, password=password, memory_bytes=memory_bytes)
+def configuration(socket: Path, password: str, memory_bytes: int, durability: str = "always") -> str:
+    return CONFIGURATION.format(socket=socket, password=password, memory_bytes=memory_bytes, durability=durability)
 
 
 def memory_limit_bytes(total_bytes: int) -> int:

@@ -36,6 +36,7 @@ class Wishes:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     redis_url: str | None = None
+    durability: str = "always"
     worker_urls: tuple[str, ...] = ()
     public_url: str | None = None
 

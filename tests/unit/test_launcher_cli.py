@@ -13,7 +13,7 @@ import pytest
 from deploy.errors import EXIT_CODES, Refusal
 from deploy.home import Home
 from deploy.narrator import Narrator
-from deploy.redis import Server, choose, embedded_server, memory_limit_bytes
+from deploy.redis import DURABILITIES, Server, choose, configuration, embedded_server, memory_limit_bytes
 from deploy.status import PartStatus, StageStatus, Status
 from deploy.wishes import Sockets, Wishes, gateway_settings
 
@@ -95,6 +95,8 @@ def test_without_python_or_venv_it_says_what_to_install(tmp_path: Path):
         (["logs", "printer"], 2, "printer"),
         (["up", "--seats", "0"], 2, "--seats"),
         (["up", "--gateways", "0"], 2, "--gateways"),
+        (["up", "--durability", "perhaps"], 2, "perhaps"),
+        (["up", "--durability", "everysec", "--redis-url", "redis://there:1"], 2, "--durability"),
         (["restart", "redis"], 2, "redis"),
     ],
 )
@@ -155,6 +157,19 @@ def test_the_embedded_server_of_this_environment_is_found():
 def test_redis_gets_an_eighth_of_the_memory_within_bounds():
     gib = 1 << 30
     assert [memory_limit_bytes(size) for size in (gib, 24 * gib, 512 * gib)] == [gib // 4, 3 * gib, 8 * gib]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_the_embedded_server_keeps_writes_as_it_was_asked_to(tmp_path: Path, durability: str):
+    found = embedded_server(Path(sys.prefix))
+    assert found is not None
+    file = tmp_path / "redis.conf"
+    file.write_text(configuration(tmp_path / "s", "secret", 1 << 28, durability))
+    with subprocess.Popen([found.binary, file], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert any("eady to accept connections" in line for line in server.stdout)
+        server.terminate()
+    assert f"appendfsync {durability}" in file.read_text() and (tmp_path / "appendonlydir").is_dir()
 
 
 def test_a_persons_settings_reach_the_gateway_and_what_the_run_decides_wins(tmp_path: Path):
