@@ -21,8 +21,8 @@ ANSWER_SECONDS = 2.0
 
 DURABILITIES = ("always", "everysec")
 
-# Every acknowledged write is on the disk (`always`), or will be within two seconds (`everysec`); nothing is ever thrown out to make room (`noeviction`).
-# Short messages stay in compact hashes: a third of the memory of a conversation.
+# Every acknowledged write is on the disk (`always`), or will be within two seconds (`everysec`). Nothing is ever thrown
+# out to make room (`noeviction`). Short messages stay in compact hashes: a third of the memory of a conversation.
 CONFIGURATION = """\
 port 0
 unixsocket "{socket}"
