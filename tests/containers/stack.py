@@ -16,6 +16,7 @@ from openai import OpenAI
 
 from deploy.checkout import files_of
 from tests.containers.engine import Engine
+from tests.docs.commands import commands, shell
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,12 +61,19 @@ class Stack:
         return self.init()
 
     def init(self) -> str:
-        command = ["./deskmate", "compose-init", "--cpu", "--public-url", self.url, "--model", str(self.model)]
-        done = subprocess.run(
-            command, cwd=self.checkout, env=self._environment, capture_output=True, text=True, check=False
-        )
+        """As the docs say."""
+        model = {"/srv/models/Qwen2.5-1.5B-Instruct": self.model}
+        done = self.types(commands("compose-init", self.differences | model))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    @property
+    def differences(self) -> dict[str, object]:
+        """Of what the docs say from what a test can do."""
+        return {"--gpu": "--cpu", "https://deskmate.example.org": self.url}
+
+    def types(self, text: str, seconds: float = 580) -> subprocess.CompletedProcess[str]:
+        return shell(text, self.checkout, self._environment, seconds)
 
     def compose(self, *words: str, check: bool = True, seconds: float = 580) -> subprocess.CompletedProcess[str]:
         options = {"cwd": self.checkout, "env": self._environment, "timeout": seconds}

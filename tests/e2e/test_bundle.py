@@ -18,6 +18,7 @@ import pytest
 
 from deploy.home import Home
 from deploy.install import runtime_lock
+from tests.docs.commands import commands, shell
 from tests.servers import must_exist
 
 pytestmark = pytest.mark.engine
@@ -91,14 +92,8 @@ def bundle(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         stock.mkdir(parents=True, exist_ok=True)
         (home.cache / "wheels").symlink_to(stock)
     file = tmp_path / "deskmate.tar"
-    done = subprocess.run(
-        [str(ROOT / "deskmate"), "bundle", "--cpu", "-o", str(file)],
-        env={**os.environ, "DESKMATE_HOME": str(home.folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
+    typed = commands("bundle", {"deskmate.tar": file})
+    done = shell(typed, ROOT, {"DESKMATE_HOME": str(home.folder)}, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     told = re.search(r"^Digest: ([0-9a-f]{64})$", done.stdout, re.MULTILINE)
     assert told, done.stdout
@@ -125,9 +120,8 @@ def test_a_machine_that_has_never_seen_a_network_installs_from_a_bundle_and_answ
         pytest.skip("a CPU bundle is for machines without an NVIDIA card and with Python 3.11")
     file, digest = bundle
     assert island.run("ip", "route").stdout == ""
-    assert island.run("tar", "-xf", str(file), "deskmate").returncode == 0
 
-    up = island.deskmate("up", "--bundle", str(file), "--bundle-digest", digest, "--detach", "--port", PORT)
+    up = island.run("bash", "-ec", commands("bundle-up", {"deskmate.tar": file, "DIGEST": digest}))
     print(up.stdout)
     assert up.returncode == 0, up.stderr + island.deskmate("logs").stdout
     assert digest in up.stdout

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -23,6 +23,7 @@ import pytest
 from deploy.home import Home
 from deploy.install import Environment, runtime_lock
 from deploy.processes import processes
+from tests.docs.commands import commands, shell
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,10 @@ class Site:
         done = self.deskmate("up", "--detach", "--port", str(self.port))
         assert done.returncode == 0, done.stdout + done.stderr + self.deskmate("logs").stdout
         return done
+
+    def follows(self, name: str, changes: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
+        """Types what the docs say."""
+        return shell(commands(name, changes), self.folder, {"DESKMATE_PORT": str(self.port)}, READY_SECONDS)
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(self.deskmate("status", "--json").stdout)
@@ -174,7 +179,8 @@ def test_a_conversation_goes_on_after_a_stop_and_after_the_whole_tree_was_killed
     assert "Ready" in told
 
     kill_everything(site)
-    site.up()
+    done = site.follows("model", {"/srv/models/Qwen2.5-1.5B-Instruct": site.home.demo_model})
+    assert done.returncode == 0, done.stdout + done.stderr
     assert items(site, key, talk) == 4
     say(site, key, "And again?", talk)
     assert items(site, key, talk) == 6

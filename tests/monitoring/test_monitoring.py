@@ -23,6 +23,7 @@ from grafana_foundation_sdk.models.dashboard import Panel as GrafanaPanel
 from grafana_foundation_sdk.models.dashboard import RowPanel
 
 from monitoring.grafana import build
+from tests.docs.commands import commands, shell
 from tests.gateway_process import GatewayProcess
 from tests.servers import must_exist
 
@@ -251,3 +252,8 @@ def test_all_rules_work_on_real_metrics_and_a_healthy_gateway_raises_no_alert(pr
     assert {rule["name"]: rule["lastError"] for rule in rules() if rule["health"] != "ok"} == {}
     assert len([rule for rule in rules() if rule["type"] == "alerting"]) == len(alerts())
     assert [alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"]] == []
+
+
+def test_the_panels_are_drawn_from_it_by_the_command_in_the_docs(prometheus, tmp_path: Path):
+    drawn = shell(commands("plot", {"drawn": tmp_path, "http://127.0.0.1:9090": prometheus.url}), ROOT, {}, 60)
+    assert drawn.stdout.split() == [str(tmp_path / f"dashboard-{file.stem}.html") for file in DASHBOARDS], drawn.stderr

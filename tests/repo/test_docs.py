@@ -1,5 +1,6 @@
-"""What the docs list is what the code has: settings, metrics, links."""
+"""What the docs list is what the code has: settings, metrics, commands, links."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from gateway import settings
 from gateway.metrics import Metrics
+from tests.docs import tables
+from tests.docs.commands import blocks
 from tests.fake_worker import default_plan
 from worker.endpoint import WorkerMetrics
 
@@ -78,3 +81,71 @@ def test_links_in_the_docs_lead_to_files_that_exist(root, tracked):
             if not found.exists():
                 broken.append(f"{path.relative_to(root)} -> {target}")
     assert broken == []
+
+
+# the commands ---------------------------------------------------------------------------------------------------------
+
+FEW = 8  # blocks that no test can run
+
+
+def used_names(root: Path) -> set[str]:
+    """The blocks that tests ask for, by name."""
+    found = set()
+    for file in (root / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(ast.Name("commands" | "follows") | ast.Attribute(attr="follows"), arguments):
+                    found |= {one.value for one in arguments if isinstance(one, ast.Constant)}
+    return found
+
+
+def test_every_block_of_commands_is_run_by_a_test_or_says_why_not(root):
+    assert [f"{block.page}: {block.text}" for block in blocks() if not block.mark] == []
+    assert {block.word for block in blocks() if block.mark == "run"} == used_names(root)
+    elsewhere = [block.word for block in blocks() if block.mark == "elsewhere"]
+    assert len(elsewhere) <= FEW
+    assert all(len(reason.split()) > 4 for reason in elsewhere)
+
+
+def test_no_block_of_another_kind_hides_commands_from_that(root, tracked):
+    kinds = {
+        kind
+        for path in tracked
+        if path.suffix == ".md"
+        for kind in re.findall(r"^```(\S*)\n.*?^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    }
+    assert kinds <= {"sh", "", "python"}
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_table_of_the_handbook_is_what_the_code_makes(root, name):
+    listed = block(tables.PAGE.read_text(), name)
+    assert listed == tables.TABLES[name](), "run `python -m tests.docs.tables`"
+    assert "|  |" not in listed, "an option says nothing of itself"
+
+
+def test_the_images_to_carry_along_are_those_that_are_used(root):
+    (text,) = [block.text for block in blocks() if "docker save" in block.text]
+    carried = set(re.findall(r"[\w/-]+:v?\d[\w.-]+", text))
+    files = [root / "docker-compose.yml", *(root / "deploy").glob("*.Dockerfile")]
+    used = set(re.findall(r"^(?:\s+image: |FROM )(\S+:v?\d\S+)", "\n".join(map(Path.read_text, files)), re.MULTILINE))
+    assert carried == used
+    assert len(used) >= 6
+
+
+def test_links_to_a_section_lead_to_one(root, tracked):
+    pages = {path: path.read_text() for path in tracked if path.suffix == ".md"}
+    broken = []
+    for path, text in pages.items():
+        for target in LINK.findall(text):
+            file, _, section = target.partition("#")
+            page = (path.parent / file).resolve() if file else path
+            if section and page in pages and section not in sections(pages[page]):
+                broken.append(f"{path.relative_to(root)} -> {target}")
+    assert broken == []
+
+
+def sections(text: str) -> set[str]:
+    """The names that GitHub gives to headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -20,6 +20,7 @@ from deploy.bundle import MANIFEST, SUMS, Member
 from deploy.errors import BadConfiguration, Refusal, UsageError
 from deploy.home import Home, read_json
 from deploy.install import accelerator
+from tests.docs.commands import commands, shell
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_700_000_000
@@ -442,18 +443,18 @@ def test_a_models_links_become_files_and_hidden_ones_stay_out(tmp_path: Path):
         bundle.model_members(model)
 
 
-def test_the_list_of_hashes_can_be_signed_and_a_changed_one_does_not_verify(place: Place, tmp_path: Path):
-    def shell(line: str) -> int:
-        return subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=False).returncode
+def test_the_list_of_hashes_can_be_signed_and_a_changed_one_does_not_verify(tmp_path: Path):
+    def typed(text: str) -> str:
+        done = shell(text, tmp_path, {}, 60)
+        return done.stdout if done.returncode == 0 else ""
 
-    shutil.copy(written(place.file), tmp_path / "deskmate.tar")
-    verify = "tar -xOf deskmate.tar SHA256SUMS | openssl dgst -sha256 -verify public.pem -signature deskmate.sig"
-    assert shell("openssl ecparam -genkey -name prime256v1 -noout -out private.pem") == 0
-    assert shell("openssl ec -in private.pem -pubout -out public.pem") == 0
-    assert shell("tar -xOf deskmate.tar SHA256SUMS | openssl dgst -sha256 -sign private.pem -out deskmate.sig") == 0
-    assert shell(verify) == 0
+    digest, _ = bundle.write(tmp_path / "deskmate.tar", members(), NOW, lambda text: None)
+    assert typed(commands("bundle-digest")).split()[0] == digest
+    typed(commands("bundle-sign"))
+    assert typed(commands("bundle-verify")) == "Verified OK\n"
     written(tmp_path / "deskmate.tar", manifest(version="0.1.1"))
-    assert shell(verify) != 0
+    assert typed(commands("bundle-digest")).split()[0] != digest
+    assert typed(commands("bundle-verify")) == ""
 
 
 # -- the checkout -----------------------------------------------------------------------------------------------

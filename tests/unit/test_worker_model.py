@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.commands import commands, shell
 from worker.model import known_architectures, read_model
 from worker.refusal import BadConfiguration
 
@@ -351,6 +352,13 @@ def test_neither_torch_nor_vllm_is_imported_before_the_decision(folder: Path, ar
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in ended.stderr.splitlines() if "|" in line}
     assert "argparse" in imported
     assert not imported & {"torch", "vllm", "transformers", "numpy"}
+
+
+def test_the_command_of_the_docs_says_what_would_be_planned_and_why(folder: Path) -> None:
+    changes = {"var/env/bin/python": sys.executable, "/srv/models/Qwen2.5-1.5B-Instruct": folder}
+    told = shell(commands("explain", changes), ROOT, {}, 60)
+    assert "Tiny-Instruct" in told.stdout, told.stderr
+    assert "seats" in told.stdout
 
 
 def test_a_model_given_from_any_directory_is_planned_under_its_full_path(folder: Path) -> None:
