@@ -1,6 +1,5 @@
 """The compose stack, really started and looked at from outside. What ends or restarts a part comes last."""
 
-import errno
 import http.client
 import json
 import os
@@ -164,13 +163,18 @@ def reaches(place: tuple[str, int]) -> bool:
 
 
 def test_the_inner_networks_have_no_way_out(stack: Stack):
-    for service in ON_INNER_NETWORKS_ONLY:
-        routes = Path(f"/proc/{stack.process(service)}/net/route").read_text().splitlines()[1:]
-        assert routes
-        assert not [route for route in routes if route.split()[1] == "0" * 8], service
-    connect = "import socket; socket.create_connection(('192.0.2.2', 443), 2)"
-    refused = stack.execute("worker-cpu", "python", "-c", connect, check=False)
-    assert os.strerror(errno.ENETUNREACH) in refused.stderr
+    """To the other machine, which the gateway can reach: it publishes a port, so its network has a way out."""
+    if not stack.engine.has_own_network:
+        pytest.skip("the engine shares the network of this machine, to which no cable is laid")
+    with another_machine(stack.engine) as machine:
+        with inside(machine):
+            listener = socket.create_server(("192.0.2.2", 0))
+        with listener:
+            for service in (*ON_INNER_NETWORKS_ONLY, "gateway"):
+                with inside(Path(f"/proc/{stack.process(service)}/ns/net")):
+                    assert reaches(listener.getsockname()) == (service == "gateway"), service
+    resolve = "import socket; socket.getaddrinfo('example.org', 443)"
+    assert "gaierror" in stack.execute("worker-cpu", "python", "-c", resolve, check=False).stderr
 
 
 def test_redis_keeps_what_a_local_start_keeps_and_obeys_nobody(stack: Stack):
@@ -235,7 +239,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer_comes_back_and_the_stack_wit
     """Killed from outside: what `docker kill` ends, the engine would not start again."""
     model = client.models.list().data[0].id
     before = stack.container("worker-cpu")
-    stream = client.responses.create(model=model, input="Go on and on.", max_output_tokens=3000, stream=True)
+    stream = client.responses.create(model=model, input="Go on and on.", max_output_tokens=400, stream=True)
     seen = ""
     for event in stream:
         if event.type == "response.output_text.delta":
@@ -272,7 +276,6 @@ def test_down_and_up_keeps_every_conversation_and_a_bad_model_fails_clearly_betw
     assert "worker-cpu" in failed.stderr
     assert "unhealthy" in failed.stderr or "exited (78)" in failed.stderr
     assert "config.json" in stack.compose("logs", "worker-cpu").stdout
-    assert stack.container("gateway")["State"]["Status"] == "created"  # it waits for the model
     (stack.folder / "config.json").rename(config)
 
     stack.init()
