@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.engine import ModelFacts
 from gateway.errors import BadRequest, NotFound, UnsupportedParameter
-from gateway.prompt import neutralise
+from gateway.prompt import WORD_JOINER, neutralise
 
 Json = dict[str, Any]
 
@@ -207,10 +207,24 @@ def _harmless(value: Any, added_tokens: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         return neutralise(value, added_tokens)
     if isinstance(value, list):
-        return [_harmless(item, added_tokens) for item in value]
+        return _apart([_harmless(item, added_tokens) for item in value], added_tokens)
     if isinstance(value, dict):
         return {neutralise(key, added_tokens): _harmless(item, added_tokens) for key, item in value.items()}
     return value
+
+
+def _apart(parts: list[Any], added_tokens: tuple[str, ...]) -> list[Any]:
+    """Parts of text, each harmless, so that none is a control token together with those before it: templates print
+    them one right after the other."""
+    said = ""
+    for at, part in enumerate(parts):
+        if not isinstance(part, dict) or not isinstance(text := part.get("text"), str):
+            continue
+        if neutralise(said + text, added_tokens) != said + text:
+            text = WORD_JOINER + text
+            parts[at] = {**part, "text": text}
+        said += text
+    return parts
 
 
 def _chat_message(message: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json:

@@ -165,16 +165,18 @@ def pieces(prompt_ids: list[int], wish: Wish, script: Script) -> Iterator[Piece]
     if wish.ignore_eos:
         length = wish.max_tokens
     ends = wish.ignore_eos or wish.max_tokens < length  # by length
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     # vLLM's own surprise: a prompt that ends inside a character comes back whole with the first text.
     owed = detokenize(prompt_ids) if _ends_inside_a_character(prompt_ids) else ""
-    said = ""
+    said = held = ""
     last = min(length, wish.max_tokens) - 1
     for index, number in enumerate(numbers):
         if index == last and not ends:
             yield Piece(IM_END, owed, "stop")
             return
-        text = decode(token_bytes(number))
+        # As vLLM: while the tokens end inside a character nothing is said, not even what stands before it in a token.
+        held += decoder.decode(token_bytes(number))
+        text, held = ("", held) if decoder.getstate()[0] else (held, "")
         if owed and text:
             text, owed = owed + text, ""
         stopped = next((stop for stop in wish.stop if stop in said + text), None) if wish.stop else None

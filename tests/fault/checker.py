@@ -95,7 +95,7 @@ async def check(desk: Desk, *, expected_answers: bool = True) -> list[str]:
     breaches += _generations(desk)
     breaches += [breach for call in history.calls for breach in _of_call(call, desk)]
     breaches += _usage(desk, dump)
-    strangers = dump.owners - set(history.people.values()) - {""}
+    strangers = dump.owners - history.everybody
     if strangers:
         breaches.append(f"I6: somebody who never came has data: {sorted(strangers)[:3]}")
     return breaches

@@ -85,12 +85,17 @@ class History:
     faults: list[Fault] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)  # conversations
     people: dict[str, str] = field(default_factory=dict)  # name → user id
+    everybody: set[str] = field(default_factory=set)  # who ever came, also to an earlier test
 
     def fault(self, kind: str, count: int = 1) -> Fault:
         faults = [Fault(kind) for _ in range(count)]
         self.faults += faults
         return faults[-1] if faults else Fault(kind)
 
+    def comes(self, name: str, user: str) -> None:
+        self.people[name] = user
+        self.everybody.add(user)
+
     def clear(self) -> None:
-        for kept in (self.calls, self.questions, self.faults, self.deleted):
+        for kept in (self.calls, self.questions, self.faults, self.deleted, self.people):
             kept.clear()

@@ -247,7 +247,7 @@ async def people(desk: Desk, count: int, seed: int = 0) -> AsyncIterator[list[Pe
     for _ in range(count):
         name = f"person{next(_numbers)}"
         user, key = await desk.gateways[0].person_and_key(name)
-        desk.history.people[name] = user
+        desk.history.comes(name, user)
         headers = {"authorization": f"Bearer {key}"}
         session = aiohttp.ClientSession(headers=headers, timeout=timeout)
         made.append(Person(desk, name, user, key, session, random.Random(f"{seed} {name}"), len(made)))
