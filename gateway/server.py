@@ -13,6 +13,7 @@ other versions, targets that are no path, bodies behind an upgrade, long pipelin
 
 import asyncio
 import logging
+import select
 import signal
 import socket
 import sys
@@ -224,8 +225,9 @@ class _Protocol(HttpToolsProtocol):
             self.cycle.default_headers = self.server_state.default_headers
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes in the next round of the loop: what came while this process was busy is read before."""
-        self.timeout_keep_alive_task = self.loop.call_later(0.01, super().timeout_keep_alive_handler)
+        """What has come and was not read yet is a request: to close now would reset it."""
+        if not _has_news(self.transport):
+            super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -319,6 +321,12 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(RequestTimeout(f"The headers did not arrive within {self.header_seconds:g} seconds."))
         else:
             self.transport.close()
+
+
+def _has_news(transport: asyncio.Transport) -> bool:
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _too_large() -> Refusal:
