@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,7 +24,7 @@ import aiohttp
 from tests.fault.history import History
 from tests.fault.nemesis import Nemesis
 from tests.gateway_process import ROOT, START_SECONDS, GatewayProcess
-from tests.proxy import Proxy
+from tests.proxy import Proxy, Target
 from tests.servers import RedisServer, find_binary
 
 SEATS = 64
@@ -46,6 +46,10 @@ class WorkerProcess:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def target(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.fake_worker", "--port", str(self.port), "--seats", str(SEATS)]
@@ -87,6 +91,27 @@ class WorkerProcess:
                 await asyncio.sleep(0.02)
 
 
+class Worker(Protocol):
+    """What the desk asks of a worker, scripted (`WorkerProcess`) or real (`real.py`)."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def journal(self) -> Path: ...
+
+    def start(self) -> None: ...
+
+    def stop(self, number: int = signal.SIGTERM) -> None: ...
+
+    async def play(self, **changes: Any) -> None: ...
+
+    async def tell(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Generation:
     """One answer of a worker, from its journal; `ended` None: its process was killed."""
@@ -99,11 +124,11 @@ class Generation:
 
 
 class Desk:
-    def __init__(self, redis: RedisServer, folder: Path, workers: int, script: Mapping[str, Any]) -> None:
+    def __init__(self, redis: RedisServer, workers: "Sequence[Worker]") -> None:
         self.redis = redis
         self.history = History()
         self.nemesis = Nemesis(self)
-        self.workers = [WorkerProcess(folder / str(number), dict(script)) for number in range(workers)]
+        self.workers = workers
         self.gateways: list[GatewayProcess] = []
         self.doors: list[Proxy] = []  # before each gateway
         self.redis_wire = Proxy(redis.socket)
@@ -150,8 +175,13 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    *, gateways: int = 2, workers: int = 1, environment: Mapping[str, str] | None = None, **script: Any
+    *,
+    gateways: int = 2,
+    workers: int | Sequence["Worker"] = 1,
+    environment: Mapping[str, str] | None = None,
+    **script: Any,
 ) -> AsyncIterator[Desk]:
+    """Everything, started. `workers`: how many scripted ones, or others that are like them."""
     binary = find_binary("redis") or find_binary("valkey")
     assert binary, "neither redis-server nor the embedded Valkey is here"
     async with AsyncExitStack() as stack:
@@ -159,13 +189,16 @@ async def desk(
         redis = RedisServer(binary)
         stack.callback(redis.close)
         redis.start()
-        made = Desk(redis, folder, workers, {"pace_ms": 5} | script)
+        if isinstance(workers, int):
+            workers = [WorkerProcess(folder / str(number), {"pace_ms": 5} | script) for number in range(workers)]
+        made = Desk(redis, workers)
         await stack.enter_async_context(made.redis_wire)
         for worker in made.workers:
             worker.folder.mkdir()
-            worker.start()
             stack.callback(_end, worker)
-            made.worker_wires.append(await stack.enter_async_context(Proxy(("127.0.0.1", worker.port))))
+        await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in made.workers))
+        for worker in made.workers:
+            made.worker_wires.append(await stack.enter_async_context(Proxy(worker.target)))
         name = urlsplit(redis.url).username
         user = f"{name}@" if name else ""
         variables = {
@@ -183,13 +216,14 @@ async def desk(
         yield made
 
 
-def _end(worker: WorkerProcess) -> None:
+def _end(worker: "Worker") -> None:
     if worker.process is not None and worker.process.poll() is None:
-        worker.process.send_signal(signal.SIGCONT)
         worker.stop(signal.SIGKILL)
 
 
 def _read(journal: Path) -> list[Generation]:
+    if not journal.exists():
+        return []
     open_ones: dict[tuple[int, int], dict[str, Any]] = {}
     done: list[Generation] = []
     for line in journal.read_bytes().splitlines():

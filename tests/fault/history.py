@@ -4,6 +4,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
+STATE = re.compile(rb'^event: deskmate:progress\n.*"state":"(\w+)"')
 NUMBER = re.compile(rb'"sequence_number":(\d+)}$')
 
 
@@ -42,6 +43,7 @@ class Question:
     refused: str | None = None  # why it was given up
     stopped: bool = False
     deleted: bool = False
+    progress: list[tuple[str, float]] = field(default_factory=list)  # states that were told, and when (monotonic)
     resumed: list[float] = field(default_factory=list)  # seconds from a broken stream to the next event
 
     @property
@@ -68,6 +70,8 @@ class Question:
                 self.changed.append(f"event {number} was {before[-120:]!r} and came again as {event[-120:]!r}")
         elif number != len(self.events):
             self.changed.append(f"event {number} came after {len(self.events) - 1}")
+        elif (state := STATE.search(event)) is not None:
+            self.progress.append((state[1].decode(), time.monotonic()))
         self.events.setdefault(number, event)
 
 

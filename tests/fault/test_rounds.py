@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
 from tests.fault.desk import desk
 from tests.fault.mix import run
+from tests.fault.real import RealWorker, run_real
 from tests.gateway_process import ROOT
+from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -25,6 +28,23 @@ async def test_people_go_on_through_every_fault(pytestconfig: pytest.Config, cap
         report("fault-rounds", faults, tally.table())
     assert tally.breaches == []
     assert tally.acknowledged and tally.completed
+
+
+@pytest.mark.engine
+async def test_answers_of_a_real_engine_survive_every_kill(
+    pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    kills = pytestconfig.getoption("--real-kills")
+    if not kills:
+        pytest.skip("--real-kills was not asked for")
+    assert pytestconfig.cache is not None
+    model = make_tiny_model(pytestconfig.cache.mkdir("models") / "tiny-qwen2")
+    with capsys.disabled():
+        async with desk(workers=[RealWorker(tmp_path / str(number), model) for number in range(2)]) as made:
+            kept = await run_real(made, kills)
+        report("real-kills", kills, kept.table())
+    assert kept.breaches == []
+    assert kept.whole == kept.answers > 0
 
 
 def report(name: str, count: int, lines: Iterable[str]) -> None:

@@ -1,0 +1,223 @@
+"""Real workers (vLLM on CPU with the tiny model) at the desk, and the kills they and their gateways have to survive.
+
+The rest of an answer is not bit-identical after a kill, so what is checked is: all that was seen stays, tokens have no
+gap and no repeat, the text is what exactly these tokens say, and the answer has as many as were asked for.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from tests.fault.checker import Turn, check, read
+from tests.fault.desk import Desk
+from tests.fault.history import Question
+from tests.fault.mix import percentiles
+from tests.fault.people import Person, people
+from tests.gateway_process import ROOT
+
+START_SECONDS = 300.0
+ASKERS = 4
+ANSWER_TOKENS = 800
+PER_WORKER_KILL = 10  # gateways killed for each worker
+SETTLED_SECONDS = 3.0  # between two kills: the lease, and a moment
+
+
+@dataclass
+class RealWorker:
+    """As `WorkerProcess`, but `python -m worker` on a Unix socket. A kill takes all of its processes."""
+
+    folder: Path
+    model: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "w.sock"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "worker", "--model", str(self.model), "--uds", str(self.target)]
+        command += ["--plan-file", str(self.folder / "plan.json"), "--served-name", "tiny", "--seats", "16"]
+        environment = {**os.environ, "VLLM_CACHE_ROOT": str(self.model.with_name("vllm-cache"))}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self.healthy():
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()[
+                -4000:
+            ]
+            time.sleep(0.1)
+
+    def healthy(self) -> bool:
+        try:
+            return self.get("/health")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path: str) -> tuple[int, str]:
+        with closing(HTTPConnection("worker", timeout=5)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(5)
+            connection.sock.connect(str(self.target))
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self.process
+        os.killpg(self.process.pid, number)
+        self.process.wait(60)
+
+    async def play(self, **_: Any) -> None:
+        """It has no script."""
+
+    async def tell(self) -> dict[str, Any]:
+        _, text = await asyncio.to_thread(self.get, "/metrics")
+        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+        return {"running": sum(float(line.split()[-1]) for line in running)}
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "no-journal"
+
+
+@dataclass
+class Kills:
+    gateways: int = 0
+    workers: int = 0
+    both_workers: int = 0
+    answers: int = 0
+    whole: int = 0  # went on to their last token
+    survived: int = 0  # kills that answers under way went through
+    detected: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
+    breaches: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def table(self) -> Iterator[str]:
+        yield f"A real vLLM (two workers on CPU, the tiny model), two gateways, {self.seconds / 60:.1f} minutes."
+        yield ""
+        yield "| what | how many |"
+        yield "|---|---|"
+        yield f"| gateways killed in the middle of answers | {self.gateways} |"
+        yield f"| workers killed in the middle of answers | {self.workers} |"
+        yield f"| of these both at once: nobody could go on before one was loaded | {self.both_workers} |"
+        yield f"| answers of {ANSWER_TOKENS} tokens | {self.answers} |"
+        yield f"| that came to their last token | {self.whole} |"
+        yield f"| breaches (changed, missing, repeated, lost) | {len(self.breaches)} |"
+        yield ""
+        if self.resumed:
+            yield f"A follower whose gateway was killed hears the next event: {percentiles(self.resumed)}."
+        if self.detected:
+            yield f"A dead worker is told to its followers: {percentiles(self.detected)}."
+        if self.gaps:
+            loads = f"a load takes {max(self.loads):.0f} s at most" if self.loads else ""
+            yield f"Until the same answer goes on when no worker is left: {percentiles(self.gaps)}; {loads}."
+
+
+async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print) -> Kills:
+    made, began = Kills(), time.monotonic()
+    over = asyncio.Event()
+    async with people(desk, ASKERS) as crowd:
+        asking = [asyncio.create_task(_ask_on(person, over)) for person in crowd]
+        loading: asyncio.Task[None] | None = None
+        for number in range(kills):
+            await _until_under_way(desk)
+            if number % (PER_WORKER_KILL + 1) == PER_WORKER_KILL and (loading is None or loading.done()):
+                loading = asyncio.create_task(_kill_workers(desk, made))
+            else:
+                made.gateways += 1
+                await desk.nemesis.kill_gateway(number % 2)
+            await asyncio.sleep(SETTLED_SECONDS)
+            if number % 10 == 9:
+                say(f"{number + 1} kills, {len(desk.history.questions)} answers, {time.monotonic() - began:.0f} s")
+        if loading is not None:
+            await loading
+        await desk.heal()
+        over.set()
+        await asyncio.gather(*asking)
+        made.breaches = [*await check(desk, expected_answers=False), *await _tokens(desk)]
+    questions = desk.history.questions
+    made.answers = len(questions)
+    made.whole = sum(question.end == "response.incomplete" for question in questions)
+    made.resumed = [seconds for question in questions for seconds in question.resumed]
+    made.seconds = time.monotonic() - began
+    return made
+
+
+async def _ask_on(person: Person, over: asyncio.Event) -> None:
+    while not over.is_set():
+        conversation = await person.converse()
+        await person.ask(conversation, max_output_tokens=ANSWER_TOKENS, temperature=1.0)
+
+
+async def _until_under_way(desk: Desk) -> None:
+    """Until somebody has begun to hear an answer."""
+    async with asyncio.timeout(START_SECONDS):
+        while not [q for q in desk.history.questions if q.end is None and len(q.events) > 10]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def _kill_workers(desk: Desk, made: Kills) -> None:
+    """One, or every fourth time all; then they load again."""
+    all_at_once = made.workers % 4 == 2
+    victims = list(desk.workers) if all_at_once else [desk.workers[made.workers % len(desk.workers)]]
+    under_way = [question for question in desk.history.questions if question.end is None and question.turns]
+    killed = time.monotonic()
+    for worker in victims:
+        desk.history.fault("worker killed")
+        made.workers += 1
+        await asyncio.to_thread(worker.stop, signal.SIGKILL)
+    made.both_workers += len(victims) if all_at_once else 0
+    await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in victims))
+    if all_at_once:
+        made.loads.append(time.monotonic() - killed)
+        await asyncio.sleep(SETTLED_SECONDS)
+    for question in under_way:
+        made.detected += _after(question, "engine_lost", killed)
+        made.gaps += _after(question, "resuming", killed) if all_at_once else []
+
+
+def _after(question: Question, state: str, moment: float) -> list[float]:
+    """How long after a moment the first progress event of this state was heard."""
+    return [heard - moment for told, heard in question.progress if told == state and heard > moment][:1]
+
+
+async def _tokens(desk: Desk) -> list[str]:
+    from tokenizers import Tokenizer
+
+    worker = desk.workers[0]
+    assert isinstance(worker, RealWorker)
+    tokenizer = Tokenizer.from_file(str(worker.model / "tokenizer.json"))
+    dump = await read(desk)
+    return [breach for turn in dump.turns.values() for breach in _of_tokens(turn, tokenizer)]
+
+
+def _of_tokens(turn: Turn, tokenizer: Any) -> Iterator[str]:
+    """The text is what the logged tokens say, and there are as many as were asked for."""
+    name, text = f"turn {turn.stored.id}", tokenizer.decode(turn.said.token_ids)
+    if _plain(text) != _plain(turn.text):
+        yield f"I4: {name}: its tokens say {text[-80:]!r}, its text is {turn.text[-80:]!r}"
+    if turn.outcome is not None and turn.outcome.reason == "max_output_tokens":
+        if turn.outcome.completion_tokens != ANSWER_TOKENS:
+            yield f"I9: {name} has {turn.outcome.completion_tokens} tokens, {ANSWER_TOKENS} were asked for"
+    elif turn.stored.status != "completed":
+        yield f"I1: {name} ended as {turn.stored.status}: {turn.outcome.message if turn.outcome else ''}"
+
+
+def _plain(text: str) -> str:
+    """A random model writes bytes that are no characters; how they are shown depends on what came together."""
+    return text.replace("\ufffd", "")
