@@ -47,7 +47,11 @@ class RedisServer:
             'save ""\nappendonly yes\nappendfsync no\nmaxmemory-policy noeviction\nhash-max-listpack-value 512\n'
             f"{acl.gateway_user(self.password)}\n"
         )
-        self.process = subprocess.Popen([self.binary, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        # Signals stay as they are here: a file that may not grow is an error to it then, not its end.
+        command = [self.binary, "-"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, restore_signals=False
+        )
         assert self.process.stdin
         self.process.stdin.write(config.encode())
         self.process.stdin.close()

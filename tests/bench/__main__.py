@@ -3,6 +3,7 @@
 relay    chat completions through the gateway, scripted upstream
 turn     responses (stored, resumable), scripted upstream
 direct   the upstream alone: the floor of the method
+storage  the newest 50 of 10,000 conversations through HTTP, and deleting 1,000
 engine   tokens a second of a real worker through the gateway ÷ direct (--upstream HOST:PORT)
 backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from tests.bench.backup import drill
 from tests.bench.load import Job, Result
 from tests.bench.stack import ROOT, Stack, cores, stack
+from tests.bench.storage import storage
 
 TOKENS = 128  # of each answer
 STREAMS = (1, 16, 64, 256)
@@ -205,7 +207,7 @@ def heading(name: str, rounds: int) -> Iterator[str]:
     yield f"# bench {name}"
     yield ""
     yield f"{datetime.now(UTC):%Y-%m-%d}, {rounds} interleaved rounds, medians (least–greatest), {where}."
-    if name != "engine":
+    if name not in ("engine", "storage"):
         yield f"Scripted upstream, {TOKENS} tokens an answer, 5 ms between two tokens (20 ms at 256 streams)."
         yield "CPU of `direct` is the upstream's own: the floor of the method. The gateway does keys, queue, usage."
     yield ""
@@ -227,7 +229,13 @@ def main() -> int:
         parser.error("engine needs --upstream HOST:PORT of a running worker")
     if asked.name == "backup":
         return report(asked, list(drill(asked.conversations)))
-    body = engine(asked.upstream, asked.rounds) if asked.name == "engine" else scripted(asked.name, asked.rounds)
+    match asked.name:
+        case "engine":
+            body = engine(asked.upstream, asked.rounds)
+        case "storage":
+            body = storage(asked.rounds)
+        case name:
+            body = scripted(name, asked.rounds)
     return report(asked, [*heading(asked.name, asked.rounds), *body])
 
 

@@ -111,6 +111,8 @@ class Stack:
     worker: Measured | None
     under_test: Measured
     redis: Measured
+    redis_url: str
+    redis_password: str
     loader: subprocess.Popen[bytes]
 
     def load(self, job: Job) -> Result:
@@ -175,6 +177,8 @@ def stack(upstream: str | None = None) -> Iterator[Stack]:
             worker,
             Measured(under_test),
             Measured(redis.process),
+            redis.url,
+            redis.password,
             loader,  # type: ignore[arg-type]
         )
     finally:

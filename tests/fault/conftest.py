@@ -8,13 +8,16 @@ import pytest_asyncio
 from tests.fault.desk import Desk
 from tests.fault.desk import desk as made_desk
 
-LONG_FORM = "test_rounds.py"
+LONG_FORM = {
+    "--fault-rounds": "test_people_go_on_through_every_fault",
+    "--real-kills": "test_answers_of_a_real_engine_survive_every_kill",
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long form runs only when asked for, and then alone."""
-    asked = bool(config.getoption("--fault-rounds") or config.getoption("--real-kills"))
-    chosen = [item for item in items if (item.path.name == LONG_FORM) == asked]
+    asked = {test for option, test in LONG_FORM.items() if config.getoption(option)}
+    chosen = [item for item in items if (item.name in asked if asked else item.name not in LONG_FORM.values())]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 

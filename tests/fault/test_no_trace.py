@@ -89,6 +89,7 @@ async def test_of_what_is_not_to_be_stored_no_word_is_anywhere_afterwards():
         await left_and_full(sender, Sender(other, canaries))
         await broken(sender, logs)
         assert len(canaries.sent) >= 64
+        await made.play(answer="what is stored")
         kept = Canaries()
         stored = kept.new("stored")
         assert (await person.call("POST", "/v1/responses", {"input": stored}))[0] == 200

@@ -1,4 +1,7 @@
-"""The long form: `--fault-rounds 10000` and `--real-kills 220`. It fills its block of docs/reliability.md."""
+"""The long form: `--fault-rounds 10000` and `--real-kills 220`. It fills its block of docs/reliability.md.
+
+Runs only when asked for (`LONG_FORM` in conftest.py), and then alone.
+"""
 
 import re
 from collections.abc import Iterable
@@ -20,8 +23,6 @@ ENOUGH = {"fault-rounds": 10_000, "real-kills": 200}  # fewer are a try, and no 
 
 async def test_people_go_on_through_every_fault(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]):
     faults = pytestconfig.getoption("--fault-rounds")
-    if not faults:
-        pytest.skip("--fault-rounds was not asked for")
     with capsys.disabled():
         async with desk(gateways=2, workers=2) as made:
             tally = await run(made, faults, seed=pytestconfig.getoption("--fault-seed"))
@@ -35,8 +36,6 @@ async def test_answers_of_a_real_engine_survive_every_kill(
     pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     kills = pytestconfig.getoption("--real-kills")
-    if not kills:
-        pytest.skip("--real-kills was not asked for")
     assert pytestconfig.cache is not None
     model = make_tiny_model(pytestconfig.cache.mkdir("models") / "tiny-qwen2")
     with capsys.disabled():

@@ -57,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.conversations: list[tuple[Person, str]] = []
         self.asked: list[tuple[Person, Question]] = []
         self.following: set[asyncio.Task[None]] = set()
+        self.starting: dict[int, asyncio.Task[None]] = {}
         self.run(self.desk.fresh())
         self.crowd: list[Person] = self.run(self.stack.enter_async_context(people(self.desk, PEOPLE)))
 
@@ -94,10 +95,7 @@ class Machine(RuleBasedStateMachine):
         """Somebody follows on another device while the rest goes on."""
         person, question = luck.choice(self.asked)
 
-        async def begin() -> None:
-            self.following.add(asyncio.create_task(self._tried(person.follow(question))))
-
-        self.run(begin())
+        self.following.add(self.run(self._begun(self._tried(person.follow(question)))))
 
     @precondition(lambda self: any(question.turns for _, question in self.asked))
     @rule(luck=st.randoms(use_true_random=False))
@@ -133,7 +131,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1))
     def kill_gateway(self, number: int) -> None:
-        self.run(self.desk.nemesis.kill_gateway(number))
+        """It is started again at once; until it is there, the other one has everything."""
+        if (starting := self.starting.get(number)) is None or starting.done():
+            self.run(self.desk.nemesis.kill_gateway(number, back=False))
+            self.starting[number] = self.run(self._begun(self.desk.nemesis.start_gateway(number)))
 
     @rule(number=st.integers(0, 1))
     def kill_worker(self, number: int) -> None:
@@ -147,9 +148,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def heal(self) -> None:
-        self.run(self.desk.heal())
+        self.run(self._healed())
 
     # the end ------------------------------------------------------------------------------------------------------
+    async def _begun(self, doing: Any) -> "asyncio.Task[None]":
+        return asyncio.create_task(doing)
+
+    async def _healed(self) -> None:
+        await asyncio.gather(*self.starting.values())
+        await self.desk.heal()
+
     async def _tried(self, doing: Any) -> None:
         """People do not wait for ever for what is broken: after a moment they do something else."""
         try:
@@ -169,7 +177,7 @@ class Machine(RuleBasedStateMachine):
             self.run(self.stack.aclose())
 
     async def _to_the_end(self) -> None:
-        await self.desk.heal()
+        await self._healed()
         await asyncio.gather(*self.following)
         for person, question in self.asked:
             if question.conversation not in self.desk.history.deleted:

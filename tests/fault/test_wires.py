@@ -1,6 +1,7 @@
-"""What lies between the parts breaks: lost replies, slowness, a full Redis, many at once. F06 to F08, F10, F11, F16."""
+"""What lies between the parts breaks: lost replies, slowness, a full Redis, many at once. F05 to F11, F16."""
 
 import asyncio
+import resource
 import time
 
 import pytest
@@ -97,6 +98,60 @@ async def test_a_full_redis_refuses_questions_whole_and_is_used_again_when_there
         desk.redis.admin("CONFIG", "SET", "maxmemory", 0)
         assert (await asking).end == "response.completed"
         assert (await crowd[2].ask(conversations[2])).end == "response.completed"
+        assert await check(desk) == []
+
+
+@pytest.mark.parametrize("policy", ["everysec", "always"])
+async def test_a_full_disk_of_redis_refuses_questions_and_loses_nothing_that_was_acknowledged(desk: Desk, policy: str):
+    """F09. With `always` Redis ends rather than acknowledge what it cannot keep; it is started again."""
+    async with people(desk, 3) as (one, other, third):
+        conversations = [await person.converse() for person in (one, other, third)]
+        await one.ask(conversations[0])
+        desk.redis.admin("CONFIG", "SET", "appendfsync", policy)
+        size = max(file.stat().st_size for file in desk.redis.folder.rglob("*.aof"))
+        assert desk.redis.process
+        resource.prlimit(desk.redis.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        desk.history.fault("disk of Redis full")
+        body = {"input": "one more", "conversation": conversations[1]}
+        answers = [await other.call("POST", "/v1/responses", body) for _ in range(5)]
+        expected = "storage_full" if policy == "everysec" else "storage_down"
+        assert answers[-1][0] == 503 and answers[-1][1]["error"]["code"] == expected
+        if policy == "everysec":
+            assert len(await one.items(conversations[0])) == 2
+            resource.prlimit(desk.redis.process.pid, resource.RLIMIT_FSIZE, (-1, -1))
+        else:
+            assert desk.redis.process.wait(10) != 0
+            desk.redis.kill()
+        await desk.heal()
+        assert (await third.ask(conversations[2])).end == "response.completed"
+        assert await check(desk) == []
+
+
+FILL = "for n = 1, {count} do redis.call('{verb}', 'filler:' .. n{value}) end"
+KEYS = 300_000
+
+
+async def test_while_redis_loads_its_data_everything_is_refused_and_nothing_breaks(desk: Desk):
+    """F05, its small form."""
+    async with people(desk, 2) as (one, other):
+        conversation = await one.converse()
+        before = await one.ask(conversation)
+        desk.redis.admin("EVAL", FILL.format(count=KEYS, verb="SET", value=", string.rep('x', 200)"), 0)
+        await desk.nemesis.kill_redis(back=False)
+        starting = asyncio.create_task(asyncio.to_thread(desk.redis.start))
+        refused = set()
+        while not starting.done():
+            status, body = await other.call("POST", "/v1/responses", {"input": "already?"})
+            refused.add((status, body["error"]["code"] if status != 200 else None))
+            ready = await asyncio.to_thread(desk.gateways[0].readyz)
+            assert ready in (200, 503)
+        await starting
+        assert (503, "storage_down") in refused and {status for status, _ in refused} <= {200, 503}
+        await desk.heal()
+        assert await one.replay(before) == b"".join(before.events[number] for number in sorted(before.events))
+        assert (await one.ask(conversation)).end == "response.completed"
+        desk.redis.admin("EVAL", FILL.format(count=KEYS, verb="UNLINK", value=""), 0)
+        desk.redis.admin("BGREWRITEAOF")
         assert await check(desk) == []
 
 
