@@ -32,6 +32,7 @@ def test_a_key_with_one_character_changed_is_no_key(at: int, other: str) -> None
         *(new_key() + "\r\nx: y", new_key() + "\n", new_key() * 2, new_key().upper()),
         *("dm_live_" + digit * 36 for digit in "٣é0"),
     ],
+    ids=lambda text: f"{len(text)}-{text[:8]}",  # the keys are others in each process of the tests
 )
 def test_no_hostile_text_passes_for_a_key(text: str) -> None:
     assert not is_well_formed(text)
