@@ -23,9 +23,13 @@ COMMANDS = (
 
 
 def users(password: str) -> str:
-    """The file's text: the gateway's user, and one that may only ask for a PONG."""
+    """The file's text: the gateway's user, and one that may only ask for a PONG.
+
+    Nobody can be the default user, but Redis itself is when it reads its file: without rights it would leave out there
+    what was written in one step, and forget it.
+    """
     return (
-        "user default off resetpass resetkeys resetchannels -@all\n"
+        "user default off resetpass allkeys allchannels +@all\n"
         "user health on nopass resetkeys resetchannels -@all +ping\n"
         f"{gateway_user(password)}\n"
     )

@@ -184,10 +184,11 @@ def test_redis_keeps_what_a_local_start_keeps_and_obeys_nobody(stack: Stack):
         for line in (stack.checkout / "deploy/compose/redis.conf").read_text().splitlines()
         if not line.startswith("#")
     )
-    differ = {"port", "unixsocket", "unixsocketperm", "requirepass", "dir", "logfile", "maxmemory"}
+    differ = {"port", "unixsocket", "unixsocketperm", "requirepass", "dir", "logfile", "maxmemory", "appendfsync"}
     assert {name: value for name, value in local.items() if name not in differ} == {
         name: here.get(name) for name in local if name not in differ
     }
+    assert here["appendfsync"] == "always"
     password = (stack.checkout / "compose/secrets/redis_password").read_text()
     for user, secret, command in (
         ("default", "", "PING"),
