@@ -22,15 +22,15 @@ CODE = re.compile(rb'"error":{"code":"(\w+)"')
 MOST_TURNS = 6  # of one conversation, so that prompts stay short
 BATCH_FAULTS = 500  # then everything is healed and checked, and a new crowd comes
 CHANCES = {
-    "cut clients": 34,
-    "cut engine": 10,
-    "cut Redis": 16,
-    "lose replies": 14,
+    "cut clients": 20,
+    "cut engine": 14,
+    "cut Redis": 14,
+    "lose replies": 18,
     "slow Redis": 3,
     "stall": 2,
-    "kill worker": 7,
-    "kill Redis": 4,
-    "kill gateway": 3,
+    "kill worker": 10,
+    "kill Redis": 7,
+    "kill gateway": 9,
     "freeze gateway": 1,
     "freeze worker": 1,
     "restart gateway": 1,
@@ -51,6 +51,7 @@ class Tally:
     breaches: list[str] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
     generations: int = 0
+    broken: int = 0  # calls and streams that broke under their clients
     seconds: float = 0.0
 
     def add(self, history: History, breaches: list[str], generations: list[Generation]) -> None:
@@ -66,6 +67,8 @@ class Tally:
             if question.end == "response.failed":
                 found = CODE.search(question.events[question.last])
                 self.reasons[found[1].decode() if found else "without a code"] += 1
+        self.broken += sum(call.status is None for call in history.calls)
+        self.broken += sum(len(question.resumed) for question in history.questions)
         self.breaches += breaches
         self.generations += len(generations)
 
@@ -93,6 +96,7 @@ class Tally:
             "ended with a typed error, their part kept": self.failed,
             "refused for good, nothing kept": self.refused,
             "answers begun or gone on with by the worker": self.generations,
+            "calls and streams that broke under a client": self.broken,
             "acknowledged and lost (I1)": self.breached("I1"),
             "there twice (I2)": self.breached("I2"),
             "seen bytes that changed (I4)": self.breached("I4"),
