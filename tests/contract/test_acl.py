@@ -83,7 +83,7 @@ def test_it_touches_its_own_keys_only_in_a_script_too(guarded: Guarded):
         ("EVAL", "return redis.call('GET', 'other')", 0),
         ("EVAL", "return redis.call('FLUSHALL')", 0),
     ):
-        with pytest.raises(redis.ResponseError, match="ermission|can't access|ACL"):
+        with pytest.raises(redis.ResponseError, match=r"permission|can't access|can't run"):
             guarded.gateway(*command)
 
 
