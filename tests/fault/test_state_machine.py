@@ -25,6 +25,8 @@ from tests.fault.history import Question
 from tests.fault.people import Person, people
 
 EXAMPLES, STEPS = 20, 20
+LONG_STEPS = 50
+PATIENCE_SECONDS = 0.7
 PEOPLE = 3
 
 
@@ -161,7 +163,7 @@ class Machine(RuleBasedStateMachine):
     async def _tried(self, doing: Any) -> None:
         """People do not wait for ever for what is broken: after a moment they do something else."""
         try:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await doing
         except TimeoutError:
             pass
@@ -186,17 +188,18 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_people_and_faults_do_in_whatever_order_every_invariant_holds(pytestconfig: pytest.Config):
+    examples = pytestconfig.getoption("--fault-examples")
     Machine.installation = Installation()
     try:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             Machine,
             settings=settings(
-                max_examples=EXAMPLES,
-                stateful_step_count=STEPS,
+                max_examples=examples or EXAMPLES,
+                stateful_step_count=LONG_STEPS if examples else STEPS,
                 deadline=None,
                 phases=[Phase.explicit, Phase.generate],
                 suppress_health_check=list(HealthCheck),
-                derandomize=True,
+                derandomize=not examples,
             ),
         )
     finally:
