@@ -27,7 +27,7 @@ from tests.gateway_process import ROOT
 
 START_SECONDS = 600.0  # on a busy machine; 40 on a quiet one
 ASKERS = 4
-ANSWER_TOKENS = 800
+ANSWER_TOKENS = 400
 PER_WORKER_KILL = 10  # gateways killed for each worker
 SETTLED_SECONDS = 3.0  # between two kills: the lease, and a moment
 
