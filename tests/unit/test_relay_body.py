@@ -125,6 +125,14 @@ def test_control_tokens_are_broken_wherever_a_template_prints_text():
     assert "<|im_" not in completion(prompt=evil).fields["prompt"]
 
 
+def test_no_control_token_arises_from_the_parts_of_a_text():
+    parts = [{"type": "text", "text": text} for text in ("a<|im", "_st", "art|>b", "c")]
+    for made in (chat(messages=[{"role": "user", "content": parts}]), messages(system=parts)):
+        content = made.fields["system"] if "system" in made.fields else made.fields["messages"][0]["content"]
+        text = "".join(part["text"] for part in content)
+        assert "<|im_start|>" not in text and text.replace("\u2060", "") == "a<|im_start|>bc"
+
+
 def test_unknown_fields_inside_messages_are_dropped_and_named_once():
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
     made = chat(messages=[{"role": "user", "content": [part, part], "api_base": "http://evil"}])
