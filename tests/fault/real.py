@@ -98,8 +98,7 @@ class Kills:
     workers: int = 0
     both_workers: int = 0
     answers: int = 0
-    whole: int = 0  # went on to their last token
-    survived: int = 0  # kills that answers under way went through
+    whole: int = 0  # went on to their end: all tokens, or the model's own end
     detected: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
@@ -115,8 +114,8 @@ class Kills:
         yield f"| gateways killed in the middle of answers | {self.gateways} |"
         yield f"| workers killed in the middle of answers | {self.workers} |"
         yield f"| of these both at once: nobody could go on before one was loaded | {self.both_workers} |"
-        yield f"| answers of {ANSWER_TOKENS} tokens | {self.answers} |"
-        yield f"| that came to their last token | {self.whole} |"
+        yield f"| answers of up to {ANSWER_TOKENS} tokens | {self.answers} |"
+        yield f"| that came to their end | {self.whole} |"
         yield f"| breaches (changed, missing, repeated, lost) | {len(self.breaches)} |"
         yield ""
         if self.resumed:
@@ -152,7 +151,7 @@ async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print
         made.breaches = [*await check(desk, expected_answers=False), *await _tokens(desk)]
     questions = desk.history.questions
     made.answers = len(questions)
-    made.whole = sum(question.end == "response.incomplete" for question in questions)
+    made.whole = sum(question.end in ("response.incomplete", "response.completed") for question in questions)
     made.resumed = [seconds for question in questions for seconds in question.resumed]
     made.seconds = time.monotonic() - began
     return made
