@@ -58,12 +58,13 @@ def test_a_backup_comes_back_on_a_machine_that_had_made_a_secret_of_its_own(stac
     assert not (stack.checkout / "secret.restored").exists()
 
 
-def test_an_upgrade_builds_and_starts_what_changed(stack: Stack, key: str):
+def test_an_upgrade_builds_and_starts_what_changed(stack: Stack, key: str, client: OpenAI):
+    conversation = client.conversations.create().id
     page = stack.checkout / "gateway" / "web" / "index.html"
     page.write_text(page.read_text() + "<!-- the next release -->\n")
     follows(stack, "compose-upgrade", stack.differences)
     assert "the next release" in stack.execute("gateway", "cat", "/app/gateway/web/index.html").stdout
-    assert conversations(stack, key)
+    assert conversation in conversations(stack, key)
 
 
 @pytest.fixture
