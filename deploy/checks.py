@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +30,14 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "nodejs": lambda: shutil.which("node") is not None,
 }
 
-PROCESSES = 2  # of pytest at once: most tests wait for other processes
-
 
 @dataclass(frozen=True)
 class Check:
+    """One command. With `beside` it runs while the following ones do, and what it writes is shown after them."""
+
     name: str
     command: Sequence[str]
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ def checks(root: Path, home: Home, arguments: Sequence[str]) -> list[Check]:
         Check("mypy", (python, "-m", "mypy")),
         *([Check("imports", (python, "-c", imports))] if has_import_contracts(root) else []),
         *([Check("javascript", ("node", "--test", *web))] if web else []),
-        Check("pytest", (python, "-m", "pytest", "--numprocesses", str(PROCESSES), "--dist", "loadgroup")),
+        # Most tests wait for other processes: those that load a model and the others run at the same time.
+        Check("engines", (python, "-m", "pytest", "-m", "engine", "-p", "no:cacheprovider"), beside=True),
+        Check("pytest", (python, "-m", "pytest", "-m", "not engine")),
     ]
 
 
@@ -93,23 +99,67 @@ def has_import_contracts(root: Path) -> bool:
 
 def run_checks(root: Path, home: Home, arguments: Sequence[str]) -> int:
     """Runs all of them, also after a failure, and closes with a summary."""
-    outcomes = [run_check(root, check) for check in checks(root, home, arguments)]
+    started = time.monotonic()
+    running: list[Running] = []
+    try:
+        outcomes = []
+        for check in checks(root, home, arguments):
+            if check.beside:
+                running.append(Running(root, check))
+            else:
+                outcomes.append(run_check(root, check))
+        outcomes += [one.outcome() for one in running]
+    finally:
+        for one in running:
+            one.end()
     print()
     for outcome in outcomes:
         print(f"{'passed' if outcome.passed else 'FAILED':7} {outcome.name:12} {outcome.seconds:6.1f} s")
     passed = all(outcome.passed for outcome in outcomes)
-    print(f"{'All checks passed' if passed else 'Some checks failed'} in {sum(one.seconds for one in outcomes):.0f} s")
+    print(f"{'All checks passed' if passed else 'Some checks failed'} in {time.monotonic() - started:.0f} s")
     return 0 if passed else 1
-
-
-def meant_for_tests(variable: str) -> bool:
-    """Settings of an installation are not; whether the tests must find a container engine is."""
-    return variable == "DESKMATE_CONTAINERS" or not variable.startswith("DESKMATE_")
 
 
 def run_check(root: Path, check: Check) -> Outcome:
     print(f"\n== {check.name}", flush=True)
     started = time.monotonic()
-    environment = {name: value for name, value in os.environ.items() if meant_for_tests(name)}
-    code = subprocess.run(list(check.command), cwd=root, env=environment, check=False).returncode
+    code = subprocess.run(list(check.command), cwd=root, env=own_environment(), check=False).returncode
     return Outcome(check.name, code == 0, time.monotonic() - started)
+
+
+class Running:
+    """A check that runs beside others."""
+
+    def __init__(self, root: Path, check: Check) -> None:
+        self._check, self._started = check, time.monotonic()
+        self._output = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            list(check.command), cwd=root, env=own_environment(), stdout=self._output, stderr=self._output
+        )
+        self._ended = 0.0
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._waiter.start()
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._ended = time.monotonic()
+
+    def outcome(self) -> Outcome:
+        """Waits for its end and shows what it wrote."""
+        self._waiter.join()
+        print(f"\n== {self._check.name}", flush=True)
+        self._output.seek(0)
+        shutil.copyfileobj(self._output, sys.stdout.buffer)
+        sys.stdout.flush()
+        return Outcome(self._check.name, self._process.returncode == 0, self._ended - self._started)
+
+    def end(self) -> None:
+        """Ends it when the others were interrupted; pytest takes INT as Ctrl-C and cleans up."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._waiter.join()
+        self._output.close()
+
+
+def own_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if meant_for_tests(name)}

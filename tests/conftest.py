@@ -14,12 +14,12 @@ hypothesis.settings.register_profile("deskmate", deadline=None)
 hypothesis.settings.load_profile("deskmate")
 
 
+@pytest.hookimpl(tryfirst=True)  # before they are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes at once: a file stays in one of them; what loads a model goes one after the other."""
-    loading = {item.path for item in items if item.get_closest_marker("engine") or "containers" in item.path.parts}
-    items.sort(key=lambda item: item.path not in loading)  # the longest first
+    """What starts the containers loads a model too."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("engine" if item.path in loading else str(item.path)))
+        if "containers" in item.path.parts:
+            item.add_marker(pytest.mark.engine)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
