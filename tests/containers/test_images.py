@@ -79,14 +79,15 @@ def test_the_gateway_holds_neither_engine_nor_compiler(engine: Engine):
     assert run(engine, GATEWAY, "ls", "/app").split() == ["gateway"]
 
 
+def test_the_bill_of_materials_is_valid_cyclonedx(engine: Engine, tools: str):
+    """The gateway's; the worker's is made by the same words, and ten times as long to validate."""
+    run(engine, tools, "/tools/bin/python", "-c", VALIDATE, input=bill_of(engine, GATEWAY))
+
+
 @pytest.mark.parametrize("image", [GATEWAY, WORKER])
-def test_its_bill_of_materials_is_valid_cyclonedx_and_names_every_locked_package(
-    engine: Engine, tools: str, image: str
-):
-    bill = bill_of(engine, image)
-    run(engine, tools, "/tools/bin/python", "-c", VALIDATE, input=bill)
+def test_the_bill_of_materials_names_every_locked_package_and_no_other(engine: Engine, image: str):
     locked = re.findall(r"^(\S+?)==(\S+)", (ROOT / "deploy" / "locks" / LOCKS[image]).read_text(), re.MULTILINE)
-    listed = {(named(part["name"]), part["version"]) for part in json.loads(bill)["components"]}
+    listed = {(named(part["name"]), part["version"]) for part in json.loads(bill_of(engine, image))["components"]}
     assert listed == {(named(name), version) for name, version in locked}
 
 
