@@ -88,7 +88,7 @@ def checks(root: Path, home: Home, arguments: Sequence[str]) -> list[Check]:
         *([Check("imports", (python, "-c", imports))] if has_import_contracts(root) else []),
         *([Check("javascript", ("node", "--test", *web))] if web else []),
         # Most tests wait for other processes: those that load a model and the others run at the same time.
-        Check("engines", (python, "-m", "pytest", "-m", "engine", "-p", "no:cacheprovider"), beside=True),
+        Check("engines", (python, "-m", "pytest", "-m", "engine"), beside=True),
         Check("pytest", (python, "-m", "pytest", "-m", "not engine")),
     ]
 

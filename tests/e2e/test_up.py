@@ -27,7 +27,7 @@ from tests.docs.commands import commands, shell
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
-READY_SECONDS = 240.0
+READY_SECONDS = 600.0
 COPIED = ("deploy", "gateway", "worker")
 
 
