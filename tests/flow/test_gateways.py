@@ -104,12 +104,12 @@ class Site:
         finally:
             await redis.aclose()
 
-    def client(self, key: str) -> openai.AsyncOpenAI:
-        """The official client without its retries, on connections of its own."""
+    def client(self, key: str, retries: int = 0) -> openai.AsyncOpenAI:
+        """The official client on connections of its own; it retries twice by itself unless told otherwise."""
         return openai.AsyncOpenAI(
             base_url=f"{self.scheme}://localhost:{self.port}/v1",
             api_key=key,
-            max_retries=0,
+            max_retries=retries,
             timeout=PATIENT_SECONDS,
             http_client=httpx.AsyncClient(verify=self._trusts, timeout=PATIENT_SECONDS),
         )
@@ -199,7 +199,8 @@ async def watched(client: openai.AsyncOpenAI, seen: Seen, expected: str = LONG) 
 @asynccontextmanager
 async def load(site: Site, askers: int, watchers: int) -> AsyncIterator[Seen]:
     seen, over = Seen(), asyncio.Event()
-    clients = [site.client(key) for key in await site.keys(*(f"person{n}" for n in range(askers + watchers)))]
+    keys = await site.keys(*(f"person{n}" for n in range(askers + watchers)))
+    clients = [site.client(key, retries=2) for key in keys]  # as people have it: a full drain is a 503 with a wait
     tasks = [asyncio.create_task(ask_on_and_on(client, seen, over)) for client in clients[:askers]]
     tasks += [asyncio.create_task(watch_on_and_on(client, seen, over)) for client in clients[askers:]]
     try:
