@@ -14,14 +14,6 @@ hypothesis.settings.register_profile("deskmate", deadline=None)
 hypothesis.settings.load_profile("deskmate")
 
 
-@pytest.hookimpl(tryfirst=True)  # before they are chosen by their marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts the containers loads a model too."""
-    for item in items:
-        if "containers" in item.path.parts:
-            item.add_marker(pytest.mark.engine)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--fault-rounds", type=int, default=0, metavar="N", help="only this: N faults, one after the other")
