@@ -22,10 +22,13 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "nginx": lambda: shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") is not None,
     "systemd": lambda: shutil.which("systemd-analyze") is not None,
     "openssl": lambda: shutil.which("openssl") is not None,
+    "iproute2": lambda: shutil.which("ip", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") is not None,
     "prometheus": lambda: shutil.which("promtool") is not None,
+    "prometheus-node-exporter": lambda: shutil.which("prometheus-node-exporter") is not None,
     "fonts-noto-cjk": lambda: any(Path("/usr/share/fonts").rglob("Noto*CJK*")),
     "nodejs": lambda: shutil.which("node") is not None,
 }
+
 
 @dataclass(frozen=True)
 class Check:
