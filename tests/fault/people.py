@@ -172,6 +172,8 @@ class Person:
                             break
         except BROKEN:
             self._elsewhere()
+            if answer is not None and answer.status != 200:
+                answer = None  # its line was cut before the reason had come
         silence = max(silence, time.monotonic() - heard)
         call = _call(began, self.name, f"{method} {path}", answer, data, question, silence, seen)
         self._record(call)

@@ -47,6 +47,10 @@ def texts(page: Page) -> list[str]:
     return page.locator(".question .bubble, .answer .markdown").all_inner_texts()
 
 
+def titles(gateway: MockGateway) -> list[str]:
+    return [one["metadata"]["deskmate:title"] for one in gateway.conversations.values()]
+
+
 def focused(page: Page) -> Locator:
     return page.locator(":focus")
 
@@ -124,8 +128,7 @@ def test_the_list_has_one_entry_for_all_versions_and_deleting_it_deletes_them(vi
     page.fill(".list li input", "many words")
     page.press(".list li input", "Enter")
     expect(page.locator(".list li").first).to_have_text("many words")
-    names = [one["metadata"]["deskmate:title"] for one in gateway.conversations.values()]
-    assert names == ["Another"] + ["many words"] * 3
+    until(lambda: titles(gateway) == ["Another"] + ["many words"] * 3)
     gateway.scripts["go on"] = Script("and on and on", hold_after=1)
     ask(page, "go on")
     expect(answer(page, "writing")).to_be_visible()
