@@ -18,6 +18,7 @@ from gateway import VERSION
 from gateway.admission.queue import RoundRobinQueue, share
 from gateway.api import admin, conversations, messages, openai, ops, pages, responses, sign_in
 from gateway.api.relayed import RelayDoor
+from gateway.api.response_order import Orders
 from gateway.auth import Principal
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.links import Links
@@ -94,7 +95,8 @@ class Gateway:
         links = Links(self.redis, keys, settings)
         login = Login(auth.people, links, Passwords(), Throttle(self.redis, keys))
         relayed = RelayDoor(auth, keys, engine, Relay(engine, self.queue, self._served), settings)
-        turns = responses.ResponsesDoor(auth, keys, self.store, self.runner, engine, settings)
+        orders = Orders(keys, self.store, engine, settings, self.runner.holder)
+        turns = responses.ResponsesDoor(auth, orders, self.store, self.runner, engine)
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         for router in (
             openai.router(relayed),

@@ -1,0 +1,145 @@
+"""What a Responses request becomes: the turn to be run, and what is echoed of it; knows neither HTTP nor WebSocket."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.api.response_input import CreateResponse, check_model, parse_input, question_of
+from gateway.api.response_output import Echo, StreamRenderer, encode_echo
+from gateway.auth import Principal
+from gateway.auth.secret import Secrets
+from gateway.conversations import Begin, Conversations, Json
+from gateway.conversations.ids import new_id, new_shelf
+from gateway.engine import Defaults, Engine
+from gateway.events import Sampling
+from gateway.live import LiveTurn
+from gateway.prompt import Window, title_of
+from gateway.runner import Order
+from gateway.settings import Settings
+from gateway.turn import TurnRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """How a post is recognised when it comes again: its key, for how long, and whether it may be a repeat itself."""
+
+    key: str
+    digest: str
+    seconds: int
+    attach: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Makes orders from what callers ask for. `holder` is the process that will run them."""
+
+    secrets: Secrets
+    store: Conversations
+    engine: Engine
+    settings: Settings
+    holder: str
+
+    async def order(
+        self,
+        principal: Principal,
+        create: CreateResponse,
+        *,
+        before: Sequence[Json] | None = None,
+        repeat: Repeat | None = None,
+        expected_version: int | None = None,
+    ) -> tuple[Order, Echo]:
+        """`before`: the context of a previous response that is not stored, where its caller has it."""
+        model = self.engine.model
+        check_model(create.model, model.id if model else None, self.settings.model_aliases)
+        items = parse_input(create.input)
+        context: Sequence[Json] = items
+        if not create.is_stored and create.previous_response_id:
+            if before is None:
+                stored = await self.store.history(principal.user, None, create.previous_response_id)
+                before = [item.body for item in stored]
+            context = [*before, *items]
+        turn = self.turn_request(principal, create, context)
+        echo = _echo(create, turn, int(time.time()))
+        begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
+        return Order(turn, begin, background=bool(create.background)), echo
+
+    def turn_request(self, principal: Principal, create: CreateResponse, items: Sequence[Json]) -> TurnRequest:
+        model = self.engine.model
+        return TurnRequest(
+            id=new_id("resp"),
+            person=principal.user,
+            cache_salt=self.secrets.cache_salt(principal.user),
+            model=model.id if model else "",
+            system=self.settings.system_prompt if create.instructions is None else create.instructions,
+            items=items,
+            window=Window(create.window_rounds(), truncate=create.truncation == "auto"),
+            sampling=_sampling(create, self.engine.defaults),
+        )
+
+    def _begin(
+        self,
+        principal: Principal,
+        create: CreateResponse,
+        turn: TurnRequest,
+        echo: Echo,
+        repeat: Repeat | None,
+        expected_version: int | None,
+    ) -> Begin:
+        repeat = repeat or Repeat("", "", 0, attach=False)
+        return Begin(
+            owner=principal.user,
+            turn=turn.id,
+            created_at=echo.created_at,
+            input=turn.items,
+            request=encode_echo(echo),
+            conversation=create.conversation_id,
+            previous=create.previous_response_id,
+            expected_version=expected_version,
+            key=repeat.key,
+            digest=repeat.digest,
+            key_seconds=repeat.seconds,
+            attach=repeat.attach,
+            title=title_of(question_of(turn.items)),
+            holder=self.holder,
+        )
+
+
+def renderer_of(turn: LiveTurn, echo: Echo) -> StreamRenderer:
+    shelf, first = (turn.begun.shelf, turn.begun.first_output) if turn.begun else (new_shelf(), 1)
+    return StreamRenderer(turn.id, echo, shelf, first)
+
+
+def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:
+    def given(value: Any, otherwise: Any) -> Any:
+        return otherwise if value is None else value
+
+    return Sampling(
+        max_tokens=given(create.max_output_tokens, defaults.max_tokens),
+        temperature=given(create.temperature, defaults.temperature),
+        top_p=given(create.top_p, defaults.top_p),
+        repetition_penalty=given(create.repetition_penalty, defaults.repetition_penalty),
+        extra=create.sampling_extra(),
+    )
+
+
+def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
+    return Echo(
+        model=turn.model,
+        temperature=turn.sampling.temperature,
+        top_p=turn.sampling.top_p,
+        max_output_tokens=turn.sampling.max_tokens,
+        instructions=create.instructions,
+        truncation=create.truncation or "disabled",
+        background=bool(create.background),
+        store=create.is_stored,
+        parallel_tool_calls=create.parallel_tool_calls is not False,
+        presence_penalty=create.presence_penalty or 0.0,
+        frequency_penalty=create.frequency_penalty or 0.0,
+        metadata=create.metadata or {},
+        safety_identifier=create.safety_identifier,
+        prompt_cache_key=create.prompt_cache_key,
+        conversation=create.conversation_id,
+        previous=create.previous_response_id,
+        created_at=created_at,
+    )
