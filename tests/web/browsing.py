@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from playwright.sync_api import Browser, Locator, Page, Request, expect
@@ -61,3 +63,12 @@ def ask(page: Page, question: str) -> None:
 
 def answer(page: Page, status: str = "completed") -> Locator:
     return page.locator(f".answer[data-status={status}]").last
+
+
+def until(true: Callable[[], Any], within_seconds: float = 20.0) -> Any:
+    """Look again until it holds: for what no event of the page tells."""
+    deadline = time.monotonic() + within_seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.web.browsing import PHONE, answer, ask
+from tests.web.browsing import PHONE, answer, ask, until
 from tests.web.mock_gateway import MockGateway, Script
 
 pytestmark = pytest.mark.browser

@@ -21,7 +21,7 @@ from playwright.sync_api import Page, expect
 from tests.fake_worker import FakeWorker, Record
 from tests.gateway_process import GatewayProcess
 from tests.servers import RedisServer, find_binary
-from tests.web.browsing import DESKTOP, PHONE, STORED, Visit, answer, ask
+from tests.web.browsing import DESKTOP, PHONE, STORED, Visit, answer, ask, until
 
 pytestmark = pytest.mark.browser
 
@@ -63,14 +63,6 @@ class Desk:
 
     def until_ready(self) -> None:
         until(lambda: self.process.readyz() == 200)
-
-
-def until(true: Callable[[], Any], within_seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + within_seconds
-    while not (value := true()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 @contextmanager
