@@ -3,6 +3,7 @@
 A *round* is a user message with everything up to the next one.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import msgspec
 
 WORD_JOINER = "\u2060"  # invisible, and no tokenizer's control token contains it
 TEMPLATE_TOKENS = 32  # that a chat template may put around a message
+TOOLS_TEMPLATE_TOKENS = 512  # that it may say about tools before it lists them
+JSON_GROWTH = 6  # of a byte that a template escapes
 BYTES_PER_TOKEN = 3  # a cautious estimate while no engine can count: English has about 4, Chinese about 3
 _UNKNOWN_TOKENIZER = (
     r"<\|[^|<>\s]{1,64}\|>|<\uff5c[^<>\s]{1,64}\uff5c>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
@@ -20,11 +23,24 @@ _UNKNOWN_TOKENIZER = (
 )
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One chat message as vLLM takes it; text only."""
+class Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: Function
+    type: str = "function"
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One chat message as vLLM takes it; text, and calls of tools."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +67,45 @@ def neutralise(text: str, added_tokens: tuple[str, ...]) -> str:
     return _control_tokens(added_tokens).sub(lambda head: head[0] + WORD_JOINER, text)
 
 
+def harmless(value: Any, added_tokens: tuple[str, ...]) -> Any:
+    """`value` with the control tokens broken up in every string inside, keys too: templates print them all."""
+    if isinstance(value, str):
+        return neutralise(value, added_tokens)
+    if isinstance(value, list):
+        return _apart([harmless(item, added_tokens) for item in value], added_tokens)
+    if isinstance(value, dict):
+        return {neutralise(key, added_tokens): harmless(item, added_tokens) for key, item in value.items()}
+    return value
+
+
+def harmless_json(text: str, added_tokens: tuple[str, ...]) -> str:
+    """The same for JSON in a string, as the arguments of a call are: templates print what its escapes stand for."""
+    try:
+        safe = json.dumps(harmless(json.loads(text), added_tokens), ensure_ascii=False)
+    except json.JSONDecodeError:
+        return neutralise(text, added_tokens)
+    except (ValueError, RecursionError):  # numbers too long, nested too deep: nobody could read it
+        return "{}"
+    return safe.encode("utf-8", "replace").decode()  # half a character is no text
+
+
+def _apart(parts: list[Any], added_tokens: tuple[str, ...]) -> list[Any]:
+    """Parts of text, each harmless, so that none is a control token together with those before it: templates print
+    them one right after the other."""
+    said = ""
+    for at, part in enumerate(parts):
+        if not isinstance(part, dict) or not isinstance(text := part.get("text"), str):
+            continue
+        if neutralise(said + text, added_tokens) != said + text:
+            text = WORD_JOINER + text
+            parts[at] = {**part, "text": text}
+        said += text
+    return parts
+
+
 def text_of(item: Mapping[str, Any]) -> str:
-    """The text of a message item; its content is a string or a list of parts."""
-    content = item.get("content", "")
+    """The text of a message, or of a call's output; it is a string or a list of parts."""
+    content = item.get("output" if item.get("type") == "function_call_output" else "content", "")
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or part.get("refusal") or "" for part in content)
@@ -83,23 +135,71 @@ def first_round(total: int, rounds: int | None) -> int:
 
 
 def to_messages(system: str | None, items: Sequence[Mapping[str, Any]], added_tokens: tuple[str, ...]) -> list[Message]:
-    """Chat messages for the engine: `system` first, then the items; `developer` is the system role of old models."""
+    """Chat messages for the engine: `system` first, then the items; `developer` is the system role of old models.
+
+    The output of a call that is not there (its round was dropped) is left out: templates need the pair.
+    """
     messages = [Message("system", neutralise(system, added_tokens))] if system else []
+    called: set[str] = set()
     for item in items:
-        if item.get("type", "message") != "message":
-            continue
-        role = "system" if item["role"] == "developer" else item["role"]
-        messages.append(Message(role, neutralise(text_of(item), added_tokens)))
+        match item.get("type", "message"):
+            case "message":
+                role = "system" if item["role"] == "developer" else item["role"]
+                messages.append(Message(role, neutralise(text_of(item), added_tokens)))
+            case "function_call":
+                called.add(item["call_id"])
+                _add_call(messages, _call(item, added_tokens))
+            case "function_call_output" if item["call_id"] in called:
+                id = neutralise(item["call_id"], added_tokens)
+                messages.append(Message("tool", neutralise(text_of(item), added_tokens), tool_call_id=id))
     return messages
 
 
-def estimate_tokens(messages: Sequence[Message]) -> int:
-    return sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in messages)
+def _call(item: Mapping[str, Any], added_tokens: tuple[str, ...]) -> ToolCall:
+    function = Function(neutralise(item["name"], added_tokens), harmless_json(item["arguments"], added_tokens))
+    return ToolCall(neutralise(item["call_id"], added_tokens), function)
 
 
-def most_tokens(messages: Sequence[Message]) -> int:
-    """What the prompt cannot exceed: no tokenizer makes more than one token of a byte, no template more than these."""
-    return sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in messages) + TEMPLATE_TOKENS
+def _add_call(messages: list[Message], call: ToolCall) -> None:
+    """Calls belong to the message of the model that they came with."""
+    if messages and messages[-1].role == "assistant":
+        messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+    else:
+        messages.append(Message("assistant", "", (call,)))
+
+
+def unknown_output(items: Sequence[Mapping[str, Any]], start: int) -> int | None:
+    """Where from `start` on stands the output of a call that no item before it is; None: nowhere."""
+    called: set[str] = set()
+    for index, item in enumerate(items):
+        if item.get("type") == "function_call":
+            called.add(item["call_id"])
+        elif index >= start and item.get("type") == "function_call_output" and item["call_id"] not in called:
+            return index
+    return None
+
+
+def estimate_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    said = sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in messages)
+    return said + (_bytes_of_calls(messages) + _bytes_of_tools(tools)) // BYTES_PER_TOKEN
+
+
+def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    """What the prompt cannot exceed: no tokenizer makes more than one token of a byte, no template more than these.
+
+    Templates write the JSON of tools and calls anew, with other spaces and escapes.
+    """
+    said = sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in messages) + TEMPLATE_TOKENS
+    calls = _bytes_of_calls(messages) * JSON_GROWTH
+    return said + calls + (_bytes_of_tools(tools) * JSON_GROWTH + TOOLS_TEMPLATE_TOKENS if tools else 0)
+
+
+def _bytes_of_calls(messages: Sequence[Message]) -> int:
+    return sum(len(msgspec.json.encode(message.tool_calls)) for message in messages if message.tool_calls)
+
+
+def _bytes_of_tools(tools: Sequence[Mapping[str, Any]]) -> int:
+    return len(msgspec.json.encode(tools)) if tools else 0
 
 
 def drop_for_budget(sizes: Sequence[int], excess_tokens: int) -> int:

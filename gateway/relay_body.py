@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.engine import ModelFacts
 from gateway.errors import BadRequest, NotFound, UnsupportedParameter
-from gateway.prompt import WORD_JOINER, neutralise
+from gateway.prompt import harmless, harmless_json, neutralise
 
 Json = dict[str, Any]
 
@@ -202,31 +202,6 @@ def _bytes(value: Any) -> int:
 # texts ----------------------------------------------------------------------------------------------------------------
 
 
-def _harmless(value: Any, added_tokens: tuple[str, ...]) -> Any:
-    """`value` with the control tokens broken up in every string inside, keys too: templates print them all."""
-    if isinstance(value, str):
-        return neutralise(value, added_tokens)
-    if isinstance(value, list):
-        return _apart([_harmless(item, added_tokens) for item in value], added_tokens)
-    if isinstance(value, dict):
-        return {neutralise(key, added_tokens): _harmless(item, added_tokens) for key, item in value.items()}
-    return value
-
-
-def _apart(parts: list[Any], added_tokens: tuple[str, ...]) -> list[Any]:
-    """Parts of text, each harmless, so that none is a control token together with those before it: templates print
-    them one right after the other."""
-    said = ""
-    for at, part in enumerate(parts):
-        if not isinstance(part, dict) or not isinstance(text := part.get("text"), str):
-            continue
-        if neutralise(said + text, added_tokens) != said + text:
-            text = WORD_JOINER + text
-            parts[at] = {**part, "text": text}
-        said += text
-    return parts
-
-
 def _chat_message(message: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json:
     kept = _kept(message, _MESSAGE_FIELDS, path, "messages[]", ignored)
     role = kept.get("role")
@@ -239,11 +214,17 @@ def _chat_message(message: Any, path: str, model: ModelFacts, ignored: list[str]
     if (calls := kept.get("tool_calls")) is not None:
         if not isinstance(calls, list):
             raise BadRequest("'tool_calls' must be a list.", param=f"{path}.tool_calls")
-        kept["tool_calls"] = [
-            _kept(call, _CALL_FIELDS, f"{path}.tool_calls[{at}]", "messages[].tool_calls[]", ignored)
-            for at, call in enumerate(calls)
-        ]
-    return {**_harmless(kept, model.added_tokens), "role": _ROLES[role]}
+        kept["tool_calls"] = [_call(call, f"{path}.tool_calls[{at}]", model, ignored) for at, call in enumerate(calls)]
+    return {**harmless(kept, model.added_tokens), "role": _ROLES[role]}
+
+
+def _call(call: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json:
+    """Templates print a call's arguments decoded: what stands in their escapes is broken up there."""
+    kept = _kept(call, _CALL_FIELDS, path, "messages[].tool_calls[]", ignored)
+    function = kept.get("function")
+    if isinstance(function, dict) and isinstance(arguments := function.get("arguments"), str):
+        kept["function"] = {**function, "arguments": harmless_json(arguments, model.added_tokens)}
+    return kept
 
 
 def _part(part: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json:
@@ -277,7 +258,7 @@ def _anthropic_prompt(made: RelayBody, body: Json, model: ModelFacts) -> None:
         for at, message in enumerate(_list(body, "messages"))
     ]
     if "system" in fields:
-        fields["system"] = _harmless(fields["system"], model.added_tokens)
+        fields["system"] = harmless(fields["system"], model.added_tokens)
     _anthropic_tools(made, model)
 
 
@@ -286,7 +267,7 @@ def _anthropic_message(message: Any, path: str, model: ModelFacts, ignored: list
     if kept.get("role") not in ("user", "assistant", "system"):
         raise BadRequest("'role' must be user or assistant.", param=f"{path}.role")
     content = _blocks(kept.get("content"), path, model, ignored)
-    return {"role": kept["role"], "content": _harmless(content, model.added_tokens)}
+    return {"role": kept["role"], "content": harmless(content, model.added_tokens)}
 
 
 def _blocks(content: Any, path: str, model: ModelFacts, ignored: list[str]) -> Any:
@@ -345,7 +326,7 @@ def _chat_tools(made: RelayBody, model: ModelFacts) -> None:
         _drop(made, ("tools", "tool_choice", "parallel_tool_calls"))
         return
     fields["tools"] = [
-        _harmless(_kept(tool, _TOOL_FIELDS, f"tools[{at}]", "tools[]", made.ignored), model.added_tokens)
+        harmless(_kept(tool, _TOOL_FIELDS, f"tools[{at}]", "tools[]", made.ignored), model.added_tokens)
         for at, tool in enumerate(_list(fields, "tools"))
     ]
 
@@ -362,7 +343,7 @@ def _anthropic_tools(made: RelayBody, model: ModelFacts) -> None:
         _drop(made, ("tools", "tool_choice"))
         return
     fields["tools"] = [
-        _harmless(_kept(tool, _ANTHROPIC_TOOL_FIELDS, f"tools[{at}]", "tools[]", made.ignored), model.added_tokens)
+        harmless(_kept(tool, _ANTHROPIC_TOOL_FIELDS, f"tools[{at}]", "tools[]", made.ignored), model.added_tokens)
         for at, tool in enumerate(_list(fields, "tools"))
     ]
 

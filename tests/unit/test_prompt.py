@@ -1,5 +1,6 @@
 """What the model reads: control tokens broken, the window, the budget, rounds and titles."""
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -9,15 +10,20 @@ from hypothesis import strategies as st
 
 from gateway.prompt import (
     WORD_JOINER,
+    Function,
     Message,
+    ToolCall,
     drop_for_budget,
     estimate_tokens,
     first_round,
+    harmless_json,
+    most_tokens,
     neutralise,
     rounds_of,
     text_of,
     title_of,
     to_messages,
+    unknown_output,
 )
 
 letters = st.text("<|>ab\n", max_size=30)  # few letters, so that tokens stand in the text, in and across each other
@@ -184,3 +190,70 @@ def test_a_title_is_one_short_line_that_begins_as_the_question_does(question, li
 )
 def test_a_title_is_the_first_line_shortened_at_a_word_where_there_are_words(question, title):
     assert title_of(question) == title
+
+
+# calls of tools ------------------------------------------------------------------------------------------------------
+
+
+def call(id: str, arguments: str = "{}", name: str = "f") -> dict[str, Any]:
+    return {"type": "function_call", "call_id": id, "name": name, "arguments": arguments}
+
+
+def output(id: str, said: Any = "done") -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": id, "output": said}
+
+
+def test_calls_belong_to_the_message_they_came_with_and_each_output_is_a_message_of_its_own():
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "I look."}
+    read = to_messages(None, [question, answer, call("1"), call("2"), output("1"), output("2", []), call("3")], ())
+    one, two, three = (ToolCall(id, Function("f", "{}")) for id in "123")
+    assert read == [
+        Message("user", "?"),
+        Message("assistant", "I look.", (one, two)),
+        Message("tool", "done", tool_call_id="1"),
+        Message("tool", "", tool_call_id="2"),
+        Message("assistant", "", (three,)),
+    ]
+
+
+def test_an_output_whose_call_is_not_read_is_not_read_either():
+    assert to_messages(None, [output("1"), call("1"), {"type": "reasoning", "summary": []}], ()) == [
+        Message("assistant", "", (ToolCall("1", Function("f", "{}")),))
+    ]
+
+
+def test_control_tokens_in_calls_and_their_outputs_stay_text_also_where_json_escapes_them():
+    evil, added = "<|im_end|>", ("<|im_end|>",)
+    escaped = json.dumps({evil: [evil]}).replace("<", "\\u003c")
+    parts = [{"type": "input_text", "text": text} for text in ("<|im", "_end|>")]
+    read = to_messages(None, [call(evil, escaped, evil), output(evil, parts)], added)
+    assert evil not in repr(read) and evil not in repr(json.loads(read[0].tool_calls[0].function.arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ('{"a":1,"b":"ä"}', '{"a": 1, "b": "ä"}'),
+        ("no JSON <|x|>", f"no JSON <{WORD_JOINER}|x|>"),
+        ("[" * 100_000, "{}"),
+        ("9" * 5000, "{}"),
+        ('"\\ud800"', '"?"'),
+        ('{"a":NaN,"a":"\\u003c|x|>"}', f'{{"a": "<{WORD_JOINER}|x|>"}}'),
+    ],
+)
+def test_arguments_that_are_odd_json_harm_nobody(arguments, read):
+    assert harmless_json(arguments, ("<|x|>",)) == read
+
+
+def test_the_output_of_an_unknown_call_is_found_where_it_stands():
+    items = [output("0"), call("1"), output("1"), {"role": "user", "content": "x"}, output("2"), call("2")]
+    assert unknown_output(items, 1) == 4 and unknown_output(items, 0) == 0
+    assert unknown_output(items[1:3], 0) is None and unknown_output(items, 5) is None
+
+
+def test_calls_and_tools_are_part_of_what_a_prompt_may_have_at_most():
+    plain = [Message("assistant", "x")]
+    calls = [Message("assistant", "x", (ToolCall("1", Function("f", '{"a": 1}')),))]
+    assert most_tokens(calls) > most_tokens(plain) + 50 and estimate_tokens(calls) > estimate_tokens(plain)
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 100}}]
+    assert most_tokens(plain, tools) > most_tokens(plain) + 600 and estimate_tokens(plain, tools) > 40

@@ -1,5 +1,7 @@
 """What a caller asks for becomes what the worker is asked for: honoured, refused by name, or dropped and named."""
 
+import json
+
 import pytest
 
 from gateway import relay_body
@@ -123,6 +125,13 @@ def test_control_tokens_are_broken_wherever_a_template_prints_text():
     assert "<|im_" not in repr(made.fields)
     assert "<|im_" not in messages(system=evil).fields["system"]
     assert "<|im_" not in completion(prompt=evil).fields["prompt"]
+
+
+def test_control_tokens_in_the_escapes_of_a_calls_arguments_are_broken_too():
+    function = {"name": "f", "arguments": '{"a":"\\u003c|im_start|>"}'}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    (message,) = chat(messages=[{"role": "assistant", "tool_calls": calls}]).fields["messages"]
+    assert "<|im_" not in json.loads(message["tool_calls"][0]["function"]["arguments"])["a"]
 
 
 def test_no_control_token_arises_from_the_parts_of_a_text():
