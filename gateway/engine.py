@@ -111,8 +111,22 @@ class Usage(msgspec.Struct, frozen=True):
         return details.cached_tokens or 0 if details else 0
 
 
+class FunctionDelta(msgspec.Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(msgspec.Struct, frozen=True):
+    """A piece of a call of a tool: its id and name at first, then its arguments bit by bit."""
+
+    index: int = 0
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
 class ChatDelta(msgspec.Struct, frozen=True):
     content: str | None = None
+    tool_calls: tuple[CallDelta, ...] | None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):

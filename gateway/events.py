@@ -23,6 +23,20 @@ class Sampling:
     extra: Mapping[str, Any] = field(default_factory=dict)  # checked by the door: seed, stop, top_k, min_p, penalties
 
 
+class Form(msgspec.Struct, frozen=True, array_like=True):
+    """What an answer may be beside plain text; `tools`, `choice`, `format` as vLLM takes them, checked by the door."""
+
+    tools: tuple[dict[str, Any], ...] = ()  # all that may be called
+    choice: str | dict[str, Any] = "auto"
+    parallel: bool = True
+    most_calls: int | None = None
+    format: dict[str, Any] | None = None  # JSON of a given form
+    at_once: bool = False  # nobody reads along: its JSON is shown when it is whole, and may be written again until then
+
+    def __bool__(self) -> bool:
+        return bool(self.tools or self.format)
+
+
 class Asked(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     """What is needed to run the turn again from its stored items: the first entry of a stored turn's log."""
 
@@ -30,6 +44,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     system: str | None
     window: Window
     sampling: Sampling
+    form: Form = Form()
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):
@@ -51,6 +66,26 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="s"):
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="d"):
     text: str
     token_ids: tuple[int, ...] = ()
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """A call of a tool. Not `complete`: its arguments were cut by the limit of tokens."""
+
+    id: str
+    name: str
+    arguments: str  # JSON
+    complete: bool = True
+
+
+class Rest(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """The end of an answer that was kept back until it was whole: calls of tools, text between and after them.
+
+    Nothing but Finished follows. One event, so that whoever takes the turn over has all of it or none.
+    """
+
+    parts: tuple[str | Call, ...]
+    tokens: int  # that were not told before
+    cut: bool = False  # by the limit of tokens
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):
@@ -78,7 +113,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     completed_at: int = 0
 
 
-TurnEvent = Asked | Queued | Progress | Started | Delta | Finished
+TurnEvent = Asked | Queued | Progress | Started | Delta | Rest | Finished
 
 encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(TurnEvent).decode

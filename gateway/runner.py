@@ -32,7 +32,7 @@ from gateway.engine import Engine
 from gateway.errors import Draining, Refusal, Unavailable
 from gateway.events import Asked, Finished, Progress, TurnEvent, decode_event, encode_event
 from gateway.live import LiveTurn
-from gateway.turn import Prompt, TurnRequest, answer_item, build_prompt, run_turn
+from gateway.turn import Prompt, TurnRequest, build_prompt, check_outputs, run_turn
 
 LEASE_SECONDS = 2.0
 RENEW_SECONDS = 0.5
@@ -132,7 +132,7 @@ class Runner:
         request, begun, shown = order.request, None, []
         lease = Lease(request.person, request.id)
         if order.begin is not None:
-            asked = Asked(request.model, request.system, request.window, request.sampling)
+            asked = Asked(request.model, request.system, request.window, request.sampling, request.form)
             answer = await self._store.begin(
                 replace(order.begin, entry=encode_event(asked), lease_seconds=LEASE_SECONDS)
             )
@@ -144,6 +144,8 @@ class Runner:
             if order.begin is not None and (order.begin.conversation or order.begin.previous):
                 history = await self._store.history(request.person, None, request.id)
                 request = replace(request, items=[item.body for item in history])
+            if order.begin is not None:
+                check_outputs(request.items, len(request.items) - len(order.begin.input))
             prompt = await build_prompt(request, self._engine)
             place = await self._admission.enqueue(Ticket(request.person, prompt.tokens, request.sampling.max_tokens))
         except BaseException:
@@ -307,6 +309,7 @@ class Runner:
             items=[item.body for item in await self._store.history(live.owner, None, live.id)],
             window=asked.window,
             sampling=asked.sampling,
+            form=asked.form,
         )
         prompt = None
         try:
@@ -411,13 +414,12 @@ def _append(live: LiveTurn, events: Sequence[TurnEvent]) -> Append:
 
 
 def _finish_of(live: LiveTurn, outcome: Finished) -> Finish:
-    text, complete = live.said.text, outcome.status == "completed"
     return Finish(
         owner=live.owner,
         turn=live.id,
         fence=live.begun.fence if live.begun else 0,
         status=outcome.status,
-        output=[answer_item(text, complete)] if text or complete else [],
+        output=live.said.output(outcome.status == "completed"),
         result=encode_event(outcome),
         prompt_tokens=outcome.prompt_tokens,
         completion_tokens=outcome.completion_tokens,

@@ -16,25 +16,30 @@ import anyio
 import msgspec
 
 from gateway.admission import Place
-from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts, Usage
-from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
-from gateway.events import Delta, Finished, Progress, Queued, Sampling, Started, Timing, TurnEvent
+from gateway.calls import Kept
+from gateway.engine import ChatChoice, ChatChunk, Engine, EngineState, ModelFacts, Usage
+from gateway.errors import BadRequest, ContextLengthExceeded, EngineAway, EngineError, EngineLost
+from gateway.events import Call, Delta, Finished, Form, Progress, Queued, Rest, Sampling, Started, Timing, TurnEvent
 from gateway.prompt import (
     Message,
     Window,
     drop_for_budget,
     estimate_tokens,
     first_round,
+    harmless,
     most_tokens,
     rounds_of,
     to_messages,
+    unknown_output,
 )
 
 RELEASE_SECONDS = 5.0
 LEAST_ANSWER_TOKENS = 16  # a prompt that leaves less room than this is too long
 _FITTING_TRIES = 4
+_MOST_TAKEN_BACK = 8  # tokens that may have come in one event with the text before them
 AWAY_SECONDS = 600.0  # how long an answer waits for an engine that is away
 AWAY_PAUSE_SECONDS = 0.2  # between two tries on an engine that is there but takes nothing: it drains
+PLAIN = Form()
 MOST_LOSSES = 3  # engines that may break on one and the same token: the request itself may be what breaks them
 
 
@@ -50,6 +55,7 @@ class TurnRequest:
     items: Sequence[Mapping[str, Any]]
     window: Window
     sampling: Sampling
+    form: Form = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,13 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
     rounds = rounds_of(request.items)
     rounds = rounds[first_round(len(rounds) - 1, request.window.rounds) :]
     for _ in range(_FITTING_TRIES):
-        messages = _messages(request, rounds, added_tokens)
+        messages, tools = _messages(request, rounds, added_tokens), request.form.tools
         if (
             model is not None
             and not count
-            and most_tokens(messages) + request.sampling.max_tokens <= model.context_tokens
+            and most_tokens(messages, tools) + request.sampling.max_tokens <= model.context_tokens
         ):
-            return Prompt(messages, estimate_tokens(messages), certain=True)
+            return Prompt(messages, estimate_tokens(messages, tools), certain=True)
         prompt = await _count(request, messages, engine)
         excess = prompt.tokens - _budget(request, model)
         if model is None or excess <= 0 or not request.window.truncate or len(rounds) == 1:
@@ -115,12 +121,23 @@ def _sizes(
 async def _count(request: TurnRequest, messages: list[Message], engine: Engine) -> Prompt:
     if engine.state is EngineState.READY:
         model = request.model or (engine.model.id if engine.model else "")
-        body = msgspec.json.encode({"model": model, "messages": messages, "add_generation_prompt": True})
+        tools = {"tools": _tools(request.form, engine.model)} if request.form.tools else {}
+        body = {"model": model, "messages": messages, "add_generation_prompt": True, **tools}
         try:
-            return Prompt(messages, await engine.count(body, request.id), certain=True)
+            return Prompt(messages, await engine.count(msgspec.json.encode(body), request.id), certain=True)
         except EngineLost:
             pass  # it has just gone: estimate now, count when the seat is given
-    return Prompt(messages, estimate_tokens(messages), certain=False)
+    return Prompt(messages, estimate_tokens(messages, request.form.tools), certain=False)
+
+
+def check_outputs(items: Sequence[Mapping[str, Any]], start: int) -> None:
+    """Raises BadRequest when from `start` on, where the input begins, something is the output of an unknown call."""
+    if (index := unknown_output(items, start)) is not None:
+        raise BadRequest(
+            f"`{items[index]['call_id'][:80]}` is the `call_id` of no call: neither the input nor what came before has "
+            "a `function_call` with it.",
+            param=f"input[{index - start}].call_id",
+        )
 
 
 @dataclass(slots=True)
@@ -130,6 +147,7 @@ class Said:
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
     pieces: list[str] = field(default_factory=list)
+    rest: Rest | None = None  # the end of the answer: the engine has nothing more to say
     tokens: int = 0
 
     @classmethod
@@ -146,6 +164,9 @@ class Said:
             self.tokens += len(event.token_ids) or 1
         elif isinstance(event, Started):
             self.prompt_token_ids = event.prompt_token_ids
+        elif isinstance(event, Rest):
+            self.rest = event
+            self.tokens += event.tokens
 
     @property
     def text(self) -> str:
@@ -154,7 +175,23 @@ class Said:
     @property
     def can_go_on(self) -> bool:
         """Nothing said yet, or every token of it known (a bare engine may not tell them)."""
-        return not self.tokens or bool(self.prompt_token_ids and self.token_ids)
+        return not self.tokens or self.rest is not None or bool(self.prompt_token_ids and self.token_ids)
+
+    def output(self, complete: bool) -> list[dict[str, Any]]:
+        """The items of the answer as they are stored; the last message of one that broke off is incomplete."""
+        items: list[dict[str, Any]] = []
+        text = self.text
+        for part in self.rest.parts if self.rest else ():
+            if isinstance(part, str):
+                text += part
+                continue
+            if text:
+                items.append(answer_item(text, complete=True))
+            items.append(call_item(part))
+            text = ""
+        if text or (complete and not items):
+            items.append(answer_item(text, complete))
+        return items
 
 
 async def run_turn(
@@ -165,7 +202,7 @@ async def run_turn(
     `said` grows with what is said; when it holds something already, the answer goes on from there, and `prompt` may be
     None. The place is released here, whatever happens.
     """
-    speech = _Speech(said, began=time.monotonic())
+    speech = _Speech(said, request.form, began=time.monotonic())
     try:
         async for event in _wait(place, engine):
             yield event
@@ -197,7 +234,7 @@ async def _speak(
     request: TurnRequest, prompt: Prompt | None, engine: Engine, speech: "_Speech"
 ) -> AsyncGenerator[TurnEvent, None]:
     """What the engine says, to the end of the answer, however often an engine goes away in between."""
-    losses, told, away_since, heard = 0, False, time.monotonic(), speech.tokens
+    losses, told, away_since, heard = 0, False, time.monotonic(), speech.said.tokens
     while True:
         try:
             async with aclosing(_ask(request, prompt, engine, speech)) as events:
@@ -208,8 +245,8 @@ async def _speak(
                     yield event
             return
         except EngineLost as lost:
-            if speech.tokens > heard:
-                losses, heard, away_since = 0, speech.tokens, time.monotonic()
+            if speech.said.tokens > heard:
+                losses, heard, away_since = 0, speech.said.tokens, time.monotonic()
             losses += not isinstance(lost, EngineAway)
             if losses >= MOST_LOSSES or not speech.said.can_go_on or time.monotonic() - away_since > AWAY_SECONDS:
                 raise
@@ -234,14 +271,19 @@ async def _ask(
     """One try: ask for the answer, or for what is still missing of it."""
     said = speech.said
     speech.begin()
-    if said.prompt_token_ids:
-        left = _tokens_left(request, said, engine.model)
-        if held := await _held_back(request, said, engine):
+    if said.rest is not None:
+        speech.finish_reason = "length" if said.rest.cut else "stop"
+        return
+    if said.prompt_token_ids and not speech.anew:
+        if request.form:
+            await _to_a_border(request, said, engine)
+        elif held := await _held_back(request, said, engine):
             yield Delta(held)
+        left = _tokens_left(request, said, engine.model)
         if left < 1:
             speech.finish_reason = "length"
             return
-        bursts = engine.complete(_continuation(request, said, left), request.id)
+        bursts = _go_on(request, said, left, engine)
     else:
         if prompt is None or not prompt.certain:
             prompt = await build_prompt(request, engine)
@@ -250,6 +292,38 @@ async def _ask(
         async for chunks in bursts:
             for event in speech.take(chunks):
                 yield event
+    if rest := speech.rest():
+        yield rest
+
+
+def _go_on(request: TurnRequest, said: Said, left: int, engine: Engine) -> AsyncGenerator[list[ChatChunk], None]:
+    """What follows exactly these tokens. With tools it is asked for as a chat: only there vLLM reads calls."""
+    ids = [*said.prompt_token_ids, *said.token_ids]
+    if not request.form:
+        return engine.complete(_continuation(request, ids, left), request.id)
+    return _from_there(engine.chat(_chat_continuation(request, ids, left, engine.model), request.id), len(ids))
+
+
+async def _from_there(
+    bursts: AsyncGenerator[list[ChatChunk], None], tokens: int
+) -> AsyncGenerator[list[ChatChunk], None]:
+    """The bursts of an engine that did begin with our tokens. Raises EngineError when it has read something else."""
+    begun = False
+    async with aclosing(bursts):
+        async for chunks in bursts:
+            if not begun:
+                begun = True
+                if len(chunks[0].prompt_token_ids or ()) != tokens:
+                    raise EngineError("This engine cannot go on with an answer that may call tools; ask again.")
+            yield chunks
+
+
+async def _to_a_border(request: TurnRequest, said: Said, engine: Engine) -> None:
+    """Take back tokens behind the text that was seen: after one that opens a call, nobody would know it for a call."""
+    for tokens in range(len(said.token_ids), max(0, len(said.token_ids) - _MOST_TAKEN_BACK), -1):
+        if await engine.text_of(said.token_ids[:tokens], request.id) == said.text:
+            del said.token_ids[tokens:]
+            return
 
 
 async def _held_back(request: TurnRequest, said: Said, engine: Engine) -> str:
@@ -268,17 +342,36 @@ def _tokens_left(request: TurnRequest, said: Said, model: ModelFacts | None) -> 
     return min(request.sampling.max_tokens, room) - len(said.token_ids)
 
 
-def _continuation(request: TurnRequest, said: Said, left: int) -> bytes:
+def _continuation(request: TurnRequest, ids: Sequence[int], left: int) -> bytes:
     """The same prompt and answer as token ids: the engine goes on with exactly these, most of them from its cache."""
-    prompt = [*said.prompt_token_ids, *said.token_ids]
-    return msgspec.json.encode({"prompt": prompt, **_asked(request, request.model, left)})
+    return msgspec.json.encode({"prompt": ids, **_asked(request, request.model, left)})
+
+
+def _chat_continuation(request: TurnRequest, ids: Sequence[int], left: int, model: ModelFacts | None) -> bytes:
+    """The same for a chat: vLLM takes the ids in place of the messages, as a decoding stage is given them."""
+    there = {"kv_transfer_params": {"prompt_token_ids": ids}, "messages": [Message("user", "")]}
+    return msgspec.json.encode({**there, **_asked(request, request.model, left), **_formed(request.form, model)})
 
 
 def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> bytes:
     room = model.context_tokens - prompt.tokens if model else request.sampling.max_tokens
     most = max(1, min(request.sampling.max_tokens, room))
     name = request.model or (model.id if model else "")  # asked before it was known
-    return msgspec.json.encode({"messages": prompt.messages, **_asked(request, name, most)})
+    return msgspec.json.encode(
+        {"messages": prompt.messages, **_asked(request, name, most), **_formed(request.form, model)}
+    )
+
+
+def _formed(form: Form, model: ModelFacts | None) -> dict[str, Any]:
+    """What a chat is asked for beside text."""
+    asked: dict[str, Any] = {}
+    if form.tools:
+        asked = {"tools": _tools(form, model), "tool_choice": form.choice, "parallel_tool_calls": form.parallel}
+    return asked if form.format is None else {**asked, "response_format": form.format}
+
+
+def _tools(form: Form, model: ModelFacts | None) -> list[Any]:
+    return [harmless(tool, model.added_tokens if model else ()) for tool in form.tools]
 
 
 def _asked(request: TurnRequest, model: str, max_tokens: int) -> dict[str, Any]:
@@ -302,6 +395,7 @@ class _Speech:
     """What the engine has said in this run, and when. `said` is the whole answer, earlier runs included."""
 
     said: Said
+    form: Form
     began: float
     seated: float = 0.0
     first: float = 0.0
@@ -311,12 +405,21 @@ class _Speech:
     finish_reason: str | None = None
     usage: Usage | None = None
     held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
+    kept: Kept = field(default_factory=Kept)  # what is not shown before the answer is whole
+    seen: str = ""  # what was seen already of an answer that is written again, as far as it has not come yet
 
     def begin(self) -> None:
         """A new try: ids whose text never came belong to nothing."""
         self.held.clear()
-        self.before = len(self.said.token_ids)
+        self.kept.clear()
+        self.seen = self.said.text if self.form.format else ""
+        self.before = 0 if self.anew else len(self.said.token_ids)
         self.usage = self.finish_reason = None
+
+    @property
+    def anew(self) -> bool:
+        """The answer is written again from its beginning: a grammar of JSON cannot be taken up in the middle."""
+        return bool(self.form) and (self.form.format is not None or not self.said.token_ids)
 
     def take(self, chunks: Sequence[ChatChunk]) -> list[TurnEvent]:
         """The events of one burst: at most one Started and one Delta, however many tokens came together."""
@@ -331,7 +434,10 @@ class _Speech:
             for choice in chunk.choices:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self.held.extend(choice.token_ids or ())
-                if content := choice.delta.content or choice.text:
+                content = choice.delta.content or choice.text
+                if self.form:
+                    content = self._keep(choice, content or "")
+                if content:
                     text += content
                     ids += self.held
                     self.held.clear()
@@ -339,6 +445,40 @@ class _Speech:
             self._note(len(ids) or 1)
             events.append(Delta(text, tuple(ids)))
         return events
+
+    def _keep(self, choice: ChatChoice, content: str) -> str:
+        """What may be shown at once: text before the first call, but not the blank that often stands before one."""
+        if self.seen and content:
+            content = self._again(content)
+        calls = choice.delta.tool_calls or ()
+        if calls or self.kept.calls or (self.form.format is not None and self.form.at_once):
+            self._note(0)
+            self.kept.say(content)
+            self.kept.call(calls)
+            return ""
+        content = self.kept.text + content
+        self.kept.clear()
+        if not self.said.tokens and not content.strip():
+            self.kept.say(content)
+            return ""
+        return content
+
+    def _again(self, content: str) -> str:
+        """What is new of an answer that is written again. Raises EngineError where it is not what was seen."""
+        known = min(len(self.seen), len(content))
+        if content[:known] != self.seen[:known]:
+            raise EngineError("The engine was lost in the middle of this JSON, and writes another one now; ask again.")
+        self.seen = self.seen[known:]
+        self.held.clear()
+        return content[known:]
+
+    def rest(self) -> Rest | None:
+        """What was kept, once the engine has ended."""
+        if not self.kept.parts:
+            return None
+        tokens = max(1, len(self.held))
+        self._note(tokens)
+        return self.kept.rest(self.form, tokens, self.finish_reason == "length")
 
     def _note(self, tokens: int) -> None:
         self.last = time.monotonic()
@@ -365,6 +505,17 @@ class _Speech:
             prefill=round(first - self.seated, 4),
             decode=round(max(0.0, self.last - first), 4),
         )
+
+
+def call_item(call: Call) -> dict[str, Any]:
+    status = "completed" if call.complete else "incomplete"
+    return {
+        "type": "function_call",
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }
 
 
 def answer_item(text: str, complete: bool) -> dict[str, Any]:
