@@ -1,5 +1,6 @@
 """What every client did and saw, and every fault that was put in. Only records; `checker.py` judges."""
 
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -58,6 +59,10 @@ class Question:
     def last(self) -> int:
         return max(self.events, default=-1)
 
+    def waited(self, state: str, since: float) -> list[float]:
+        """How long after a moment (monotonic) the first progress event of this state was heard, if it was."""
+        return [heard - since for told, heard in self.progress if told == state and heard > since][:1]
+
     def see(self, event: bytes) -> None:
         """An event as it came. Whatever contradicts what was seen before is noted."""
         found = NUMBER.search(event)
@@ -103,3 +108,16 @@ class History:
     def clear(self) -> None:
         for kept in (self.calls, self.questions, self.faults, self.deleted, self.people):
             kept.clear()
+
+
+def percentiles(seconds: list[float]) -> tuple[float, float]:
+    """p50 and p99; of nothing, not a number."""
+    if not seconds:
+        return math.nan, math.nan
+    ordered = sorted(seconds)
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+def told(seconds: list[float]) -> str:
+    p50, p99 = percentiles(seconds)
+    return f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.fault.checker import check
 from tests.fault.desk import Desk, Generation
-from tests.fault.history import History, Question
+from tests.fault.history import History, Question, told
 from tests.fault.nemesis import Nemesis
 from tests.fault.people import Person, people
 
@@ -109,13 +109,7 @@ class Tally:
             yield f"The typed errors: {', '.join(f'{code} {count}' for code, count in self.reasons.most_common())}."
         if self.resumed:
             yield ""
-            yield f"From a broken stream to its next event: {percentiles(self.resumed)} ({len(self.resumed):,} times)."
-
-
-def percentiles(seconds: list[float]) -> str:
-    ordered = sorted(seconds)
-    p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms"
+            yield f"From a broken stream to its next event: {told(self.resumed)} ({len(self.resumed):,} times)."
 
 
 async def run(desk: Desk, faults: int, *, users: int = 20, seed: int = 0, say: Callable[[str], None] = print) -> Tally:

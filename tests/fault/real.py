@@ -20,8 +20,7 @@ from typing import Any
 
 from tests.fault.checker import Turn, check, read
 from tests.fault.desk import Desk
-from tests.fault.history import Question
-from tests.fault.mix import percentiles
+from tests.fault.history import told
 from tests.fault.people import Person, people
 from tests.gateway_process import ROOT
 
@@ -119,12 +118,12 @@ class Kills:
         yield f"| breaches (changed, missing, repeated, lost) | {len(self.breaches)} |"
         yield ""
         if self.resumed:
-            yield f"A follower whose gateway was killed hears the next event: {percentiles(self.resumed)}."
+            yield f"A follower whose gateway was killed hears the next event: {told(self.resumed)}."
         if self.detected:
-            yield f"A dead worker is told to its followers: {percentiles(self.detected)}."
+            yield f"A dead worker is told to its followers: {told(self.detected)}."
         if self.gaps:
             loads = f"a load takes {max(self.loads):.0f} s at most" if self.loads else ""
-            yield f"Until the same answer goes on when no worker is left: {percentiles(self.gaps)}; {loads}."
+            yield f"Until the same answer goes on when no worker is left: {told(self.gaps)}; {loads}."
 
 
 async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print) -> Kills:
@@ -186,13 +185,8 @@ async def _kill_workers(desk: Desk, made: Kills) -> None:
         made.loads.append(time.monotonic() - killed)
         await asyncio.sleep(SETTLED_SECONDS)
     for question in under_way:
-        made.detected += _after(question, "engine_lost", killed)
-        made.gaps += _after(question, "resuming", killed) if all_at_once else []
-
-
-def _after(question: Question, state: str, moment: float) -> list[float]:
-    """How long after a moment the first progress event of this state was heard."""
-    return [heard - moment for told, heard in question.progress if told == state and heard > moment][:1]
+        made.detected += question.waited("engine_lost", killed)
+        made.gaps += question.waited("resuming", killed) if all_at_once else []
 
 
 async def _tokens(desk: Desk) -> list[str]:

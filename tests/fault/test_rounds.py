@@ -1,4 +1,4 @@
-"""The long form: `--fault-rounds 10000` and `--real-kills 220`. It fills its block of docs/reliability.md.
+"""The long form: `--fault-rounds 10000` and `--real-kills 220`. Each test fills its block of docs/reliability.md.
 
 Runs only when asked for (`LONG_FORM` in conftest.py), and then alone.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault.calm import run_calm
 from tests.fault.desk import desk
 from tests.fault.mix import run
 from tests.fault.real import RealWorker, run_real
@@ -18,7 +19,15 @@ from tests.tiny_model import make_tiny_model
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 REPORT = ROOT / "docs" / "reliability.md"
-ENOUGH = {"fault-rounds": 10_000, "real-kills": 200}  # fewer are a try, and no figure
+ENOUGH = {"fault-times": 10_000, "fault-rounds": 10_000, "real-kills": 200}  # fewer are a try, and no figure
+
+
+async def test_one_fault_at_a_time_is_over_soon(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]):
+    with capsys.disabled():
+        async with desk(gateways=2, workers=2) as made:
+            calm = await run_calm(made)
+        report("fault-times", pytestconfig.getoption("--fault-rounds"), calm.table())
+    assert calm.breaches == []
 
 
 async def test_people_go_on_through_every_fault(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]):
