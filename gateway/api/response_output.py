@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
-from gateway.events import Delta, Finished, Progress, Queued, TurnEvent, decode_event
+from gateway.events import Call, Delta, Finished, Progress, Queued, Rest, TurnEvent, decode_event
 from gateway.sse import event
-from gateway.turn import answer_item
+from gateway.turn import answer_item, call_item
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -29,6 +29,10 @@ class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
     background: bool = False
     store: bool = True
     parallel_tool_calls: bool = True
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] = "auto"
+    max_tool_calls: int | None = None
+    format: dict[str, Any] | None = None  # None: text
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     metadata: dict[str, str] = {}
@@ -46,6 +50,9 @@ decode_echo = msgspec.json.Decoder(Echo).decode
 def render_item(item: Item) -> dict[str, Any]:
     """A stored item as the API shows it: content as parts, every required field there."""
     body = item.body
+    match body.get("type"):
+        case "function_call" | "function_call_output":
+            return {"id": item.id, "status": "completed", **body}
     rendered = {"id": item.id, "type": "message", "status": body.get("status", "completed"), "role": body["role"]}
     if "phase" in body:
         rendered["phase"] = body["phase"]
@@ -82,11 +89,11 @@ def response_object(
         "instructions": echo.instructions,
         "output": output,
         "error": {"code": outcome.code, "message": outcome.message} if outcome and outcome.code else None,
-        "tools": [],
-        "tool_choice": "auto",
+        "tools": echo.tools,
+        "tool_choice": echo.tool_choice,
         "truncation": echo.truncation,
         "parallel_tool_calls": echo.parallel_tool_calls,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": echo.format or {"type": "text"}},
         "top_p": echo.top_p,
         "presence_penalty": echo.presence_penalty,
         "frequency_penalty": echo.frequency_penalty,
@@ -95,7 +102,7 @@ def response_object(
         "reasoning": {"effort": None, "summary": None},
         "usage": _usage(outcome),
         "max_output_tokens": echo.max_output_tokens,
-        "max_tool_calls": None,
+        "max_tool_calls": echo.max_tool_calls,
         "store": echo.store,
         "background": echo.background,
         "service_tier": "default",
@@ -140,21 +147,22 @@ def stored_object(stored: StoredResponse) -> dict[str, Any]:
 class StreamRenderer:
     """The Responses stream of one turn: feed it the turn's events in order, send what it gives.
 
-    `item` is the id of the answer's message, known before it is stored.
+    The ids of the answer's items are known before they are stored: one after the other from `first_output` on.
     """
 
     def __init__(self, id: str, echo: Echo, shelf: str, first_output: int) -> None:
         self._id = id
         self._echo = echo
-        self._item = item_id({"type": "message"}, shelf, first_output)
+        self._shelf = shelf
+        self._first_output = first_output
         self._next = 0
+        self._output: list[dict[str, Any]] = []  # the items that are done
+        self._item = ""  # the message that is being written
         self._text: list[str] = []
         self._queued = False
         self._seated = False
         self._item_open = False
-        self._delta_head = _encode_json(
-            {"type": "response.output_text.delta", "item_id": self._item, "output_index": 0, "content_index": 0}
-        )[:-1]
+        self._delta_head = b""
 
     def begin(self) -> Iterator[bytes]:
         yield self._state("response.created", "queued")
@@ -176,6 +184,9 @@ class StreamRenderer:
                     yield self._state("response.in_progress", "in_progress")
             case Progress(state=state, eta_seconds=eta):
                 yield self._event("deskmate:progress", state=state, eta_seconds=eta)
+            case Rest(parts=parts):
+                for part in parts:
+                    yield from self.feed(Delta(part)) if isinstance(part, str) else self._call(part)
             case Finished():
                 yield from self._finish(happened)
 
@@ -186,8 +197,7 @@ class StreamRenderer:
 
     def result(self, outcome: Finished) -> dict[str, Any]:
         """The finished response, from what was fed."""
-        output = [self._message(outcome.status == "completed")] if self._text or outcome.status == "completed" else []
-        return response_object(self._id, self._echo, outcome.status, output, outcome)
+        return response_object(self._id, self._echo, outcome.status, list(self._output), outcome)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._next = self._next, self._next + 1
@@ -208,27 +218,55 @@ class StreamRenderer:
     def _message(self, complete: bool) -> dict[str, Any]:
         return render_item(Item(self._item, answer_item("".join(self._text), complete)))
 
-    def _open_item(self) -> Iterator[bytes]:
-        self._item_open = True
+    def _next_id(self, kind: str) -> str:
+        return item_id({"type": kind}, self._shelf, self._first_output + len(self._output))
+
+    def _begin_output(self) -> Iterator[bytes]:
         if not self._seated:
             self._seated = True
             yield self._state("response.in_progress", "in_progress")
+
+    def _open_item(self) -> Iterator[bytes]:
+        yield from self._begin_output()
+        self._item_open, self._item = True, self._next_id("message")
+        self._text.clear()
+        index = len(self._output)
+        place = {"item_id": self._item, "output_index": index, "content_index": 0}
+        self._delta_head = _encode_json({"type": "response.output_text.delta", **place})[:-1]
         item = {"id": self._item, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._event(
-            "response.content_part.added", item_id=self._item, output_index=0, content_index=0, part=output_text("")
-        )
+        yield self._event("response.output_item.added", output_index=index, item=item)
+        yield self._event("response.content_part.added", **place, part=output_text(""))
 
     def _close_item(self, complete: bool) -> Iterator[bytes]:
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
+        self._item_open = False
+        place = {"item_id": self._item, "output_index": len(self._output), "content_index": 0}
         text = "".join(self._text)
         yield self._event("response.output_text.done", **place, text=text, logprobs=[])
         yield self._event("response.content_part.done", **place, part=output_text(text))
-        yield self._event("response.output_item.done", output_index=0, item=self._message(complete))
+        yield self._done(self._message(complete))
+
+    def _call(self, call: Call) -> Iterator[bytes]:
+        """A call comes whole: everything of it follows at once."""
+        yield from self._begin_output()
+        if self._item_open:
+            yield from self._close_item(True)
+        item = render_item(Item(self._next_id("function_call"), call_item(call)))
+        place = {"item_id": item["id"], "output_index": len(self._output)}
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        yield self._event("response.output_item.added", output_index=len(self._output), item=begun)
+        yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
+        arguments = {"name": call.name, "arguments": call.arguments}
+        yield self._event("response.function_call_arguments.done", **place, **arguments)
+        yield self._done(item)
+
+    def _done(self, item: dict[str, Any]) -> bytes:
+        index = len(self._output)
+        self._output.append(item)
+        return self._event("response.output_item.done", output_index=index, item=item)
 
     def _finish(self, outcome: Finished) -> Iterator[bytes]:
         complete = outcome.status == "completed"
-        if complete and not self._item_open:
+        if complete and not self._item_open and not self._output:
             yield from self._open_item()
         if self._item_open:
             yield from self._close_item(complete)

@@ -3,14 +3,28 @@
 import json
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import ResponseStreamEvent
 
 from gateway.api.response_output import Echo, StreamRenderer, decode_echo, encode_echo, render_item, response_object
-from gateway.conversations import Item
-from gateway.events import Delta, Finished, Progress, Queued, Started, Timing, TurnEvent, decode_event, encode_event
+from gateway.conversations import Item, item_id
+from gateway.events import (
+    Call,
+    Delta,
+    Finished,
+    Progress,
+    Queued,
+    Rest,
+    Started,
+    Timing,
+    TurnEvent,
+    decode_event,
+    encode_event,
+)
+from gateway.turn import Said
 
 ECHO = Echo(model="m", temperature=0.5, top_p=0.9, max_output_tokens=100, metadata={"k": "v"}, created_at=1_700_000_000)
 EVENT_TYPES = {
@@ -18,6 +32,12 @@ EVENT_TYPES = {
 }
 OPENED = ["response.output_item.added", "response.content_part.added"]
 CLOSED = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
+CALLED = [
+    "response.output_item.added",
+    "response.function_call_arguments.delta",
+    "response.function_call_arguments.done",
+    "response.output_item.done",
+]
 
 DONE = Finished("completed", None, 10, 4, 2, Timing(0.1, 0.2, 0.3), completed_at=1_700_000_009)
 CUT = Finished("incomplete", "max_output_tokens", 10, 0, 2, Timing(0.1, 0.2, 0.3))
@@ -33,12 +53,14 @@ waits = st.lists(
 deltas = st.lists(
     st.builds(lambda text, ids: Delta(text, tuple(ids)), st.text(min_size=1), st.lists(st.integers(0, 9)))
 )
+calls = st.builds(Call, st.text(), st.text(), st.text(), st.booleans())
+rests = st.builds(lambda parts: Rest(tuple(parts), 1), st.lists(st.text(min_size=1) | calls, max_size=4))
 
 
 @st.composite
-def turns(draw) -> list[TurnEvent]:
-    """A whole turn: it waits, is seated, is read, speaks, ends; or ends at any of these."""
-    whole = [*draw(waits), Queued(0, 0.0), Started((1, 2, 3)), *draw(deltas)]
+def turns(draw, rest: st.SearchStrategy[list[Rest]] = st.lists(rests, max_size=1)) -> list[TurnEvent]:  # noqa: B008
+    """A whole turn: it waits, is seated, is read, speaks, calls tools, ends; or ends at any of these."""
+    whole = [*draw(waits), Queued(0, 0.0), Started((1, 2, 3)), *draw(deltas), *draw(rest)]
     if draw(st.booleans()):
         return [*whole, draw(st.sampled_from(ENDS))]
     return [*whole[: draw(st.integers(0, len(whole)))], draw(st.sampled_from(ENDS[1:]))]
@@ -99,7 +121,10 @@ def test_the_official_client_reads_every_event_of_the_standard_without_a_complai
         assert read.model_dump(mode="json", exclude_unset=True) == payload
 
 
-@given(turns())
+TEXT_ONLY = st.just([])
+
+
+@given(turns(TEXT_ONLY))
 def test_the_text_is_the_same_in_deltas_ends_and_the_response(events):
     shown = payloads(render(events))
     text = "".join(payload["delta"] for payload in shown if payload["type"] == "response.output_text.delta")
@@ -111,7 +136,7 @@ def test_the_text_is_the_same_in_deltas_ends_and_the_response(events):
     assert "".join(part["text"] for item in output for part in item["content"]) == text
 
 
-@given(turns())
+@given(turns(TEXT_ONLY))
 def test_the_order_is_that_of_the_standard(events):
     seen = [kind for kind in dict.fromkeys(kinds(events)) if not kind.startswith("deskmate:")]
     order = [
@@ -200,3 +225,73 @@ def test_a_stored_item_is_shown_with_its_parts_by_who_said_it():
     assert shown["content"] == parts and shown["status"] == "completed"
     answer = render_item(Item("msg_2", {"role": "assistant", "content": "hi", "status": "incomplete"}))
     assert answer["content"][0]["type"] == "output_text" and answer["status"] == "incomplete"
+
+
+# calls of tools ------------------------------------------------------------------------------------------------------
+
+
+@given(turns())
+def test_every_item_is_opened_filled_and_closed_before_the_next_one_and_is_what_will_be_stored(events):
+    shown, said = payloads(render(events)), Said.of(events)
+    done: list[dict[str, Any]] = []
+    open_items: list[str] = []
+    for payload in shown:
+        if payload["type"] == "response.output_item.added":
+            open_items.append(payload["item"]["id"])
+            assert payload["output_index"] == len(done) and payload["item"]["status"] == "in_progress"
+        elif payload["type"] == "response.output_item.done":
+            assert payload["output_index"] == len(done) and payload["item"]["id"] == open_items[-1]
+            done.append(payload["item"])
+        elif "item_id" in payload:
+            assert payload["item_id"] == open_items[-1] and len(open_items) == len(done) + 1
+    assert shown[-1]["response"]["output"] == done and len(open_items) == len(done)
+    stored = said.output(shown[-1]["response"]["status"] == "completed")
+    items = [Item(item_id(body, "shelf", number), body) for number, body in enumerate(stored, 7)]
+    assert [render_item(item) for item in items] == done
+
+
+def test_a_call_is_an_item_of_its_own_after_the_text_before_it():
+    call = Call("call_1", "weather", '{"city":"Bonn"}')
+    shown = payloads(render([Queued(0), Started(), Delta("I look."), Rest((call, "Then.", call), 3), DONE]))
+    assert [payload["type"] for payload in shown][3:-1] == [
+        *OPENED, "response.output_text.delta", *CLOSED, *CALLED,
+        *OPENED, "response.output_text.delta", *CLOSED, *CALLED,
+    ]  # fmt: skip
+    first, second, third, fourth = shown[-1]["response"]["output"]
+    assert (first["content"][0]["text"], third["content"][0]["text"]) == ("I look.", "Then.")
+    assert second == {
+        "type": "function_call",
+        "id": "fc_shelf8",
+        "call_id": "call_1",
+        "name": "weather",
+        "arguments": '{"city":"Bonn"}',
+        "status": "completed",
+    }
+    assert fourth == second | {"id": "fc_shelf10"}
+    deltas = [payload for payload in shown if payload["type"] == "response.function_call_arguments.done"]
+    assert [(done["name"], done["item_id"], done["output_index"]) for done in deltas] == [
+        ("weather", "fc_shelf8", 1),
+        ("weather", "fc_shelf10", 3),
+    ]
+
+
+def test_a_call_cut_by_the_limit_is_incomplete():
+    shown = payloads(render([Queued(0), Rest((Call("1", "f", '{"a', complete=False),), 9, True), CUT]))
+    assert shown[-1]["response"]["output"][0]["status"] == shown[-1]["response"]["status"] == "incomplete"
+
+
+def test_what_was_asked_for_stands_in_the_response():
+    tool = {"type": "function", "name": "f", "description": None, "parameters": {"type": "object"}, "strict": None}
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True, "description": None}
+    asked = msgspec.structs.replace(ECHO, tools=[tool], tool_choice=choice, max_tool_calls=3, format=form)
+    shown = response_object("resp_1", decode_echo(encode_echo(asked)), "completed", [], DONE)
+    assert (shown["tools"], shown["tool_choice"], shown["max_tool_calls"]) == ([tool], choice, 3)
+    assert shown["text"] == {"format": form} and response_object("r", ECHO, "queued", [], None)["tools"] == []
+
+
+def test_a_stored_call_and_its_output_are_shown_with_every_field():
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    assert render_item(Item("fc_1", call)) == call | {"id": "fc_1", "status": "completed"}
+    output = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]}
+    assert render_item(Item("fco_1", output)) == output | {"id": "fco_1", "status": "completed"}
