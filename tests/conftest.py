@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 
 from gateway.redis_client import RedisClient
-from tests.servers import BINARIES, RedisServer, find_binary, must_exist
+from tests.servers import BINARIES, RedisServer, find_binary, missing
 
 # An example that takes long on a busy machine is no failure: times are measured by benchmarks.
 hypothesis.settings.register_profile("deskmate", deadline=None)
@@ -24,18 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", params=BINARIES)
 def redis_binary(request: pytest.FixtureRequest) -> Path:
-    binary = find_binary(request.param)
-    if binary is None:
-        (pytest.fail if must_exist() else pytest.skip)(f"no {request.param} server on this machine")
-    return binary
+    return find_binary(request.param) or missing(f"{request.param} server")
 
 
 @pytest.fixture(scope="session")
 def shared_redis_server(redis_binary: Path) -> Iterator[RedisServer]:
-    server = RedisServer(redis_binary)
-    server.start()
-    yield server
-    server.close()
+    with RedisServer(redis_binary) as server:
+        yield server
 
 
 @pytest.fixture
@@ -48,10 +43,8 @@ def redis_server(shared_redis_server: RedisServer) -> RedisServer:
 @pytest.fixture
 def mortal_redis_server(redis_binary: Path) -> Iterator[RedisServer]:
     """A server of the test's own: may be killed and started again."""
-    server = RedisServer(redis_binary)
-    server.start()
-    yield server
-    server.close()
+    with RedisServer(redis_binary) as server:
+        yield server
 
 
 @pytest.fixture

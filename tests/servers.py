@@ -9,7 +9,9 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 import redis
 
 from deploy import acl
@@ -40,6 +42,13 @@ class RedisServer:
         self.socket = self.folder / "s"
         self.url = f"unix://{acl.GATEWAY_USER}@{self.socket}?db=0"
         self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "RedisServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self) -> None:
         config = (
@@ -87,6 +96,12 @@ class RedisServer:
         shutil.rmtree(self.folder)
 
 
-def must_exist() -> bool:
-    """In CI a missing server is a failure, elsewhere a reason to skip."""
-    return os.environ.get("CI") == "true"
+def some_redis(*names: str) -> RedisServer:
+    """A server, not started yet, of the first of these kinds (any, if none is named) that is here."""
+    found = [binary for name in names or ("valkey", "redis") if (binary := find_binary(name))]
+    return RedisServer(found[0] if found else missing(f"{' or '.join(names) or 'Redis'} server"))
+
+
+def missing(what: str) -> NoReturn:
+    """In CI a missing part is a failure, elsewhere a reason to skip."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {what} on this machine")

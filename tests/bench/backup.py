@@ -22,7 +22,7 @@ from gateway.backup.load import arguments, batches
 from gateway.conversations import Begin, Begun, Finish, Json
 from gateway.conversations.store import RedisConversations
 from gateway.redis_client import LUA, RedisClient, load_scripts
-from tests.servers import RedisServer, find_binary
+from tests.servers import RedisServer, some_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 10  # of a conversation: twenty messages
@@ -138,15 +138,9 @@ def used_bytes(one: RedisServer) -> int:
 
 @contextmanager
 def server(name: str) -> Iterator[RedisServer]:
-    binary = find_binary(name) or find_binary("valkey") or find_binary("redis")
-    assert binary, "no Redis on this machine"
-    one = RedisServer(binary)
-    one.start()
-    one.admin("CONFIG", "SET", "appendfsync", "always")
-    try:
+    with some_redis(name, "valkey", "redis") as one:
+        one.admin("CONFIG", "SET", "appendfsync", "always")
         yield one
-    finally:
-        one.close()
 
 
 def drill(conversations: int) -> Iterator[str]:

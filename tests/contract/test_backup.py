@@ -39,7 +39,7 @@ from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.contract.conftest import Desk, dump, said, texts
 from tests.killing import killed_at
-from tests.servers import BINARIES, RedisServer, find_binary, must_exist
+from tests.servers import BINARIES, RedisServer, some_redis
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"the secret of one installation, made for a test"
@@ -53,13 +53,8 @@ def quiet(text: str) -> None:
 @pytest.fixture(scope="session", params=BINARIES)
 def other_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Where a backup is restored: the same kind of server, or the other one."""
-    binary = find_binary(request.param)
-    if binary is None:
-        (pytest.fail if must_exist() else pytest.skip)(f"no {request.param} server on this machine")
-    server = RedisServer(binary)
-    server.start()
-    yield server
-    server.close()
+    with some_redis(request.param) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tests.docs.checkout import copied
 from tests.docs.commands import commands, shell
-from tests.servers import must_exist
+from tests.servers import missing
 
 SECONDS = 120.0
 ASIDE = """
@@ -41,7 +41,7 @@ def types(checkout: Path, text: str, *tools: str) -> str:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     for tool in ("unshare", *tools):
         if shutil.which(tool, path=path) is None:
-            (pytest.fail if must_exist() else pytest.skip)(f"no {tool} on this machine")
+            missing(tool)
     (checkout / "typed").write_text(f"{ASIDE}\n{text}")
     apart = "unshare --mount --net bash -euo pipefail typed 2>&1"
     done = shell(apart, checkout, {"PATH": path}, SECONDS)

@@ -19,7 +19,7 @@ import pytest
 from deploy.home import Home
 from deploy.install import runtime_lock
 from tests.docs.commands import commands, shell
-from tests.servers import must_exist
+from tests.servers import missing
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,10 +34,6 @@ request = urllib.request.Request(sys.argv[1], json.dumps(body).encode(), headers
 with urllib.request.urlopen(request, timeout=120) as answer:
     print(json.load(answer)["choices"][0]["message"]["content"])
 """
-
-
-def unable(reason: str) -> None:
-    (pytest.fail if must_exist() else pytest.skip)(reason)
 
 
 class Island:
@@ -58,7 +54,7 @@ class Island:
         first = self._holder.stdout.readline()
         if first != "up\n":
             self.close()
-            unable(f"no network namespace can be made here: {first.strip()}")
+            missing(f"network namespace ({first.strip()})")
         entering = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         self._enter = ["nsenter", "--target", str(self._holder.pid), "--net", *entering, f"--wd={folder}"]
 
@@ -105,7 +101,7 @@ def bundle(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def island(tmp_path: Path) -> Iterator[Island]:
     for tool in ("unshare", "nsenter", "ip"):
         if shutil.which(tool) is None:
-            unable(f"no {tool} on this machine (Debian: apt install util-linux iproute2)")
+            missing(f"{tool} (apt install util-linux iproute2)")
     one = Island(tmp_path / "ein Ordner, für alle")
     yield one
     one.deskmate("down")

@@ -25,7 +25,7 @@ from tests.fault.history import History
 from tests.fault.nemesis import Nemesis
 from tests.gateway_process import ROOT, START_SECONDS, GatewayProcess
 from tests.proxy import Proxy, Target
-from tests.servers import RedisServer, find_binary
+from tests.servers import RedisServer, some_redis
 
 SEATS = 64
 
@@ -182,13 +182,9 @@ async def desk(
     **script: Any,
 ) -> AsyncIterator[Desk]:
     """Everything, started. `workers`: how many scripted ones, or others that are like them."""
-    binary = find_binary("redis") or find_binary("valkey")
-    assert binary, "neither redis-server nor the embedded Valkey is here"
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmfault")))
-        redis = RedisServer(binary)
-        stack.callback(redis.close)
-        redis.start()
+        redis = stack.enter_context(some_redis("redis", "valkey"))
         if isinstance(workers, int):
             workers = [WorkerProcess(folder / str(number), {"pace_ms": 5} | script) for number in range(workers)]
         made = Desk(redis, workers)

@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import openai
 import pytest
 
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import GatewayProcess
-from tests.servers import RedisServer, find_binary
+from tests.servers import RedisServer, some_redis
 
 _people = itertools.count(1)
 
@@ -17,12 +16,8 @@ _people = itertools.count(1)
 @pytest.fixture(scope="module")
 def one_redis() -> Iterator[RedisServer]:
     """One real server, whichever is there: what both must do is the contract tests' work."""
-    binary = find_binary("valkey") or find_binary("redis")
-    assert binary is not None, "neither the embedded Valkey nor redis-server is here"
-    server = RedisServer(Path(binary))
-    server.start()
-    yield server
-    server.close()
+    with some_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 
 from tests.fake_worker import FakeWorker, default_plan
 from tests.gateway_process import GatewayProcess
-from tests.servers import RedisServer, find_binary
+from tests.servers import RedisServer, some_redis
 from worker.endpoint import WorkerMetrics
 
 
@@ -40,13 +40,9 @@ class Metered(FakeWorker):
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[RedisServer]:
-    binary = find_binary("valkey") or find_binary("redis")
-    assert binary is not None, "neither the embedded Valkey nor redis-server is here"
-    server = RedisServer(binary)
-    server.start()
-    server.admin("CONFIG", "SET", "maxmemory", 64 << 20)
-    yield server
-    server.close()
+    with some_redis() as server:
+        server.admin("CONFIG", "SET", "maxmemory", 64 << 20)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from grafana_foundation_sdk.models.dashboard import RowPanel
 from monitoring.grafana import build
 from tests.docs.commands import commands, shell
 from tests.gateway_process import GatewayProcess
-from tests.servers import must_exist
+from tests.servers import missing
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "monitoring"
@@ -138,12 +138,7 @@ def free_port() -> int:
 
 
 def needed(binary: str) -> str:
-    found = shutil.which(binary)
-    if found is None:
-        (pytest.fail if must_exist() else pytest.skip)(
-            f"{binary} is not here: apt install prometheus prometheus-node-exporter"
-        )
-    return found
+    return shutil.which(binary) or missing(f"{binary} (apt install prometheus prometheus-node-exporter)")
 
 
 class Prometheus:

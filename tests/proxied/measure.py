@@ -9,14 +9,13 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import openai
 
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import GatewayProcess
 from tests.proxied.proxied import Nginx, trust
-from tests.servers import RedisServer, find_binary
+from tests.servers import some_redis
 
 WORDS = 64
 AT_ONCE = 4
@@ -68,16 +67,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pace-ms", type=float, default=10.0)
     arguments = parser.parse_args()
-    redis = RedisServer(Path(find_binary("valkey") or find_binary("redis") or ""))
-    redis.start()
-    try:
-        trusted = {"DESKMATE_TRUSTED_PROXIES": "127.0.0.1", "DESKMATE_PUBLIC_URL": "https://localhost"}
-        with FakeWorker(seats=AT_ONCE) as worker, GatewayProcess(redis, worker.url, trusted) as gateway:
-            worker.script(pace_ms=arguments.pace_ms)
-            with Nginx(gateway.port) as nginx:
-                asyncio.run(measure(gateway, nginx, arguments.rounds))
-    finally:
-        redis.close()
+    trusted = {"DESKMATE_TRUSTED_PROXIES": "127.0.0.1", "DESKMATE_PUBLIC_URL": "https://localhost"}
+    with some_redis() as redis, FakeWorker(seats=AT_ONCE) as worker:
+        worker.script(pace_ms=arguments.pace_ms)
+        with GatewayProcess(redis, worker.url, trusted) as gateway, Nginx(gateway.port) as nginx:
+            asyncio.run(measure(gateway, nginx, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,7 +19,7 @@ from gateway.settings import Settings
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import GatewayProcess
 from tests.proxied.proxied import Nginx, certificate, directive, nginx_binary, trust
-from tests.servers import RedisServer, find_binary, must_exist
+from tests.servers import RedisServer, missing, some_redis
 
 PROXY, BROWSER, OTHER_BROWSER, STRANGER = "127.0.0.1", "127.0.0.3", "127.0.0.4", "127.0.0.5"
 SECURITY = ("strict-transport-security", "content-security-policy", "x-content-type-options", "x-frame-options")
@@ -30,15 +29,13 @@ QUESTION = [{"role": "user", "content": "Hello?"}]
 @pytest.fixture(scope="module")
 def binary() -> None:
     if nginx_binary() is None:
-        (pytest.fail if must_exist() else pytest.skip)("no nginx on this machine")
+        missing("nginx")
 
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    server = RedisServer(Path(find_binary("valkey") or find_binary("redis") or ""))
-    server.start()
-    yield server
-    server.close()
+    with some_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

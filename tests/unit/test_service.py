@@ -16,7 +16,7 @@ from deploy.errors import BadConfiguration, PortInUse, UsageError
 from deploy.home import Home
 from deploy.local import GATEWAY_DRAIN_SECONDS
 from deploy.wishes import Wishes
-from tests.servers import must_exist
+from tests.servers import missing
 
 MOST_EXPOSED = 2.0  # of 10; systemd calls this OK
 
@@ -51,7 +51,7 @@ def printed(place: Path, choice: service.Choice = service.Choice(), up: Wishes =
 
 def analyze(folder: Path, place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
-        (pytest.fail if must_exist() else pytest.skip)("no systemd-analyze on this machine")
+        missing("systemd-analyze")
     for name in service.UNITS:
         (folder / name).write_text(printed(place, service.Choice(unit=name)))
     files = [str(folder / name) for name in service.UNITS if command[0] == "verify" or name.endswith("service")]

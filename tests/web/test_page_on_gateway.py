@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from playwright.sync_api import Page, expect
 
 from tests.fake_worker import FakeWorker, Record
 from tests.gateway_process import GatewayProcess
-from tests.servers import RedisServer, find_binary
+from tests.servers import some_redis
 from tests.web.browsing import DESKTOP, PHONE, STORED, Visit, answer, ask, until
 
 pytestmark = pytest.mark.browser
@@ -65,20 +64,14 @@ class Desk:
         until(lambda: self.process.readyz() == 200)
 
 
-@contextmanager
-def a_redis() -> Iterator[RedisServer]:
-    server = RedisServer(Path(find_binary("valkey") or find_binary("redis") or "redis-server"))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.close()
-
-
 @pytest.fixture(scope="module")
 def shared_desk() -> Iterator[Desk]:
     port = free_port()  # known beforehand: the links it makes name it
-    with a_redis() as redis, FakeWorker(seats=SEATS) as worker, GatewayProcess(redis, worker.url, port=port) as process:
+    with (
+        some_redis() as redis,
+        FakeWorker(seats=SEATS) as worker,
+        GatewayProcess(redis, worker.url, port=port) as process,
+    ):
         yield Desk(process, worker)
 
 
@@ -103,7 +96,7 @@ def starting(tmp_path: Path) -> Iterator[Desk]:
         {"name": "weights", "state": "running", "started_at": time.time() - 5, "seconds": None, "message": ""},
     ]
     (tmp_path / "status").write_text(json.dumps({"ready": False, "stages": stages}))
-    with a_redis() as redis, FakeWorker(seats=SEATS, loading=True) as worker:
+    with some_redis() as redis, FakeWorker(seats=SEATS, loading=True) as worker:
         (tmp_path / "plan").write_text(json.dumps(worker.engine.plan))
         files = {"DESKMATE_STATUS_FILE": str(tmp_path / "status"), "DESKMATE_PLAN_FILE": str(tmp_path / "plan")}
         with GatewayProcess(redis, worker.url, files) as process:
