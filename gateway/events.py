@@ -53,7 +53,7 @@ class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    state: Literal["loading", "engine_lost", "resuming", "storage_wait"]
+    state: Literal["loading", "engine_lost", "resuming"]
     eta_seconds: float | None = None
 
 

@@ -5,7 +5,7 @@ import { say } from "./i18n.js";
 import { isOver, tokensPerSecond } from "./turn.js";
 
 const PAINT_EVERY_MS = 100;
-const PROGRESS = new Set(["loading", "engine_lost", "resuming", "storage_wait"]);
+const PROGRESS = new Set(["loading", "engine_lost", "resuming"]);
 
 /**
  * A question's bubble. With `onEdit(text)` it can be asked again in other words; when that returns false they stay in the

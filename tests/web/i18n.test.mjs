@@ -41,7 +41,7 @@ test("every state the server may send has a text", () => {
   const states = {
     stage: ["redis", "gateway", "convert", "plan", "import", "weights", "memory", "warmup", "serve", "engine"],
     state: ["waiting", "running", "done", "failed"],
-    progress: ["loading", "engine_lost", "resuming", "storage_wait"],
+    progress: ["loading", "engine_lost", "resuming"],
     role: ["administrator", "member"],
     scope: ["chat", "metrics", "admin", "delegate"],
   };

@@ -139,7 +139,7 @@ def test_what_holds_an_answer_up_is_said_in_words_until_it_goes_on(visit, gatewa
     page = visit(locale="zh-CN").open()
     ask(page, "a long one")
     expect(answer(page, "writing")).to_contain_text("The first half.")
-    for state, words in (("engine_lost", "模型中断"), ("resuming", "从中断处继续"), ("storage_wait", "等待存储")):
+    for state, words in (("engine_lost", "模型中断"), ("resuming", "从中断处继续")):
         gateway.tell(state)
         expect(answer(page, "writing").locator(".state")).to_contain_text(words)
         expect(page.locator(".chat > [role=status]")).to_contain_text(words)
