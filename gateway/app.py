@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION
 from gateway.admission.queue import RoundRobinQueue, share
-from gateway.api import admin, conversations, messages, openai, ops, pages, responses, sign_in
+from gateway.api import admin, conversations, messages, openai, ops, pages, response_socket, responses, sign_in
 from gateway.api.relayed import RelayDoor
 from gateway.api.response_order import Orders
 from gateway.auth import Principal
@@ -84,6 +84,7 @@ class Gateway:
         """No longer be asked; what runs, and what still comes on an open connection, may go on for the drain time."""
         self._ops.draining = True
         self._stop_at = time.monotonic() + self._settings.drain_seconds
+        self._sockets.drain()
 
     async def hand_over(self) -> None:
         """Let others go on with what runs, before its listeners are cut: a turn may end with its last listener."""
@@ -97,11 +98,21 @@ class Gateway:
         relayed = RelayDoor(auth, keys, engine, Relay(engine, self.queue, self._served), settings)
         orders = Orders(keys, self.store, engine, settings, self.runner.holder)
         turns = responses.ResponsesDoor(auth, orders, self.store, self.runner, engine)
+        self._sockets = response_socket.SocketDoor(
+            auth,
+            orders,
+            self.runner,
+            engine,
+            most_seconds=settings.socket_seconds,
+            most_bytes=settings.body_limit_bytes,
+            refused=self._count_refusal,
+        )
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         for router in (
             openai.router(relayed),
             messages.router(relayed),
             responses.router(turns),
+            response_socket.router(self._sockets),
             conversations.router(conversations.ConversationsDoor(auth, self.store)),
             sign_in.router(auth, login),
             admin.router(auth, links, self.runner.stop_all),
@@ -190,10 +201,13 @@ class Gateway:
             served.seconds - first if served.streamed and first is not None else 0.0,
         )
 
+    def _count_refusal(self, refusal: Refusal) -> None:
+        self.metrics.refusals.labels(refusal.code).inc()
+
     # errors -------------------------------------------------------------------------------------------------------
     def _render(self, scope: Scope, refusal: Refusal) -> Response:
         """The one place that turns a refusal into an answer, in the route's own shape."""
-        self.metrics.refusals.labels(refusal.code).inc()
+        self._count_refusal(refusal)
         anthropic = scope["path"].startswith("/v1/messages")
         body = anthropic_error_body(refusal) if anthropic else refusal.body()
         return JSONResponse(body, refusal.status, refusal.headers)

@@ -2,7 +2,8 @@
 
 `Limits` wraps the whole application as pure ASGI. It gives each request an id, drops headers only a proxy may set,
 checks the Host, bounds the body's size and time, asks for JSON, and puts the security headers on every response.
-A streamed chunk costs one comparison: `send` is watched only until the response has begun.
+A streamed chunk costs one comparison: `send` is watched only until the response has begun. The handshake of a WebSocket
+is a request like any other; what is wrong with it is answered as HTTP.
 
 For those inside, `scope["state"]` holds `request_id` (str), `forwarded` (bool: it came with a proxy's headers) and
 `exchange` (whoever may end the request early hangs up on it).
@@ -14,13 +15,14 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import BadRequest, Draining, Refusal, RequestTimeout, TooLarge, UnsupportedMediaType
+from gateway.errors import BadRequest, Draining, NotFound, Refusal, RequestTimeout, TooLarge, UnsupportedMediaType
 from gateway.security_headers import security_headers
 from gateway.settings import Settings
 
@@ -95,13 +97,14 @@ class Limits:
         self.headers = security_headers(https=https)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(self, scope, receive, send)
+        exchange = (_Exchange if scope["type"] == "http" else _Socket)(self, scope, receive, send)
         try:
             self._check(scope, exchange)
             await self.app(scope, exchange.receive, exchange.send)
+            await exchange.end()
         except Refusal as refusal:
             if exchange.begun:
                 raise
@@ -115,7 +118,7 @@ class Limits:
             if exchange.at_end is not None:
                 exchange.at_end()
 
-    def _check(self, scope: Scope, exchange: "_Exchange") -> None:
+    def _check(self, scope: Scope, exchange: "_Caller") -> None:
         head = exchange.head
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
@@ -123,7 +126,7 @@ class Limits:
         state["exchange"] = exchange
         scope["headers"] = head.kept
         self.hosts.check(head.hosts)
-        if head.has_body and scope["method"] in _WITH_BODY:
+        if head.has_body and scope.get("method") in _WITH_BODY:
             _check_media_type(head.found.get(b"content-type"))
         if (declared := int(head.found.get(b"content-length", 0))) > self.body_limit_bytes:
             raise _too_large(f"{declared:,} bytes", self.body_limit_bytes)
@@ -160,26 +163,21 @@ class _Head:
         return self.found.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.found
 
 
-class _Exchange:
-    """One request and its response: counts what comes in, completes what goes out."""
+class _Caller:
+    """Whoever asks: has an id, and can be hung up on. `begun`: they have been answered something."""
+
+    left: ClassVar[Message]
 
     def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
         self.request_id = new_request_id()
         self.limits = limits
         self.head = _Head(scope["headers"], limits.delegate)
         self.begun = False
-        self._unread = self.head.has_body
-        self._bytes = 0
-        self._deadline: float | None = None
+        self.at_end: Callable[[], Any] | None = None
         self._receive = receive
         self._send = send
-        self._lingers = False
         self._hung_up = False
         self._waiting: asyncio.Task[Message] | None = None
-        self.at_end: Callable[[], Any] | None = None
-
-    def receive(self) -> Awaitable[Message]:
-        return self._receive_body() if self._unread and not self.begun else self._receive_end()
 
     def hang_up(self) -> None:
         """From now on the application hears that the client has left."""
@@ -187,17 +185,70 @@ class _Exchange:
         if self._waiting is not None:
             self._waiting.cancel()
 
-    async def _receive_end(self) -> Message:
-        """Wait for the client to leave; there is nothing else to come."""
+    def receive(self) -> Awaitable[Message]:
+        return self._receive_next()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        return self._send(message)
+
+    async def end(self) -> None:
+        """The application has said all."""
+
+    async def _receive_next(self) -> Message:
         if self._hung_up:
-            return {"type": "http.disconnect"}
+            return self.left
         self._waiting = asyncio.ensure_future(self._receive())
         try:
             await asyncio.wait((self._waiting,))
-            return {"type": "http.disconnect"} if self._hung_up else self._waiting.result()
+            return self.left if self._hung_up else self._waiting.result()
         finally:
             self._waiting.cancel()
             self._waiting = None
+
+    def _complete(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        complete = [header for header in headers if header[0].lower() != b"x-request-id"]
+        if not any(name.lower() == b"cache-control" for name, _ in complete):
+            complete.append((b"cache-control", b"no-store"))
+        return [*complete, *self.limits.headers, (b"x-request-id", self.request_id.encode())]
+
+
+class _Socket(_Caller):
+    """One WebSocket. Its messages are the connection's to bound."""
+
+    left: ClassVar[Message] = {"type": "websocket.disconnect", "code": 1008}
+    _accepted = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        return self._send(message) if self.begun else self._begin(message)
+
+    async def _begin(self, message: Message) -> None:
+        if message["type"] == "websocket.close":  # no route took it
+            raise NotFound("There is no WebSocket at this path.", code="unknown_url")
+        self.begun = True
+        self._accepted = message["type"] == "websocket.accept"
+        await self._send({**message, "headers": self._complete(message.get("headers", []))})
+
+    async def end(self) -> None:
+        if self._hung_up and self._accepted:
+            with suppress(OSError):  # they have left before
+                reason = "The key or session is no longer good."
+                await self._send({"type": "websocket.close", "code": 1008, "reason": reason})
+
+
+class _Exchange(_Caller):
+    """One request and its response: counts what comes in, completes what goes out."""
+
+    left: ClassVar[Message] = {"type": "http.disconnect"}
+
+    def __init__(self, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(limits, scope, receive, send)
+        self._unread = self.head.has_body
+        self._bytes = 0
+        self._deadline: float | None = None
+        self._lingers = False
+
+    def receive(self) -> Awaitable[Message]:
+        return self._receive_body() if self._unread and not self.begun else self._receive_next()
 
     async def _receive_body(self) -> Message:
         """The next part of the body. Raises TooLarge or RequestTimeout, each time it is asked again."""
@@ -235,12 +286,8 @@ class _Exchange:
         await self._send(message)
 
     def _complete(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        complete = [header for header in headers if header[0].lower() != b"x-request-id"]
-        if not any(name.lower() == b"cache-control" for name, _ in complete):
-            complete.append((b"cache-control", b"no-store"))
-        if self._lingers:
-            complete.append((b"connection", b"close"))
-        return [*complete, *self.limits.headers, (b"x-request-id", self.request_id.encode())]
+        complete = super()._complete(headers)
+        return [*complete, (b"connection", b"close")] if self._lingers else complete
 
     async def _linger(self) -> None:
         """Discard a little of an unread body: to close at once would reset the connection, and the answer be lost."""

@@ -8,7 +8,7 @@ limit the application hands over what it can; only then is the rest cut.
 
 httptools refuses by itself: Content-Length beside Transfer-Encoding, either of them twice, folded headers, bare line
 feeds, signs and blanks in lengths. `_Protocol` adds: time and size of headers, their number, other transfer codings,
-other versions, targets that are no path, bodies behind an upgrade, long pipelines, trailers.
+other versions, targets that are no path, bodies behind an upgrade, upgrades in a pipeline, long pipelines, trailers.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from gateway.errors import BadRequest, Refusal, RequestTimeout
 from gateway.limits import new_request_id, render_plainly
 from gateway.security_headers import security_headers
 from gateway.settings import Settings, SettingsError
+from gateway.websocket import SocketProtocol
 
 HEADER_LIMIT_BYTES = 64 << 10
 HEADER_LIMIT_COUNT = 100
@@ -103,7 +104,9 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         app,
         loop="uvloop",
         http=_protocol(settings),
-        ws="none",
+        ws=SocketProtocol,
+        ws_max_size=settings.body_limit_bytes,
+        ws_per_message_deflate=False,  # tells about secrets beside chosen text, and holds memory for each connection
         lifespan="on",
         log_config=None,
         log_level="error",  # below it a line for each malformed request
@@ -212,7 +215,7 @@ class _Protocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_LIMIT_BYTES:
                 self._refuse(_too_large())
-        elif self._is_idle():
+        elif self._is_idle() and self.transport.get_protocol() is self:  # not when it has become a WebSocket
             self._start_timer()
 
     def shutdown(self) -> None:
@@ -247,8 +250,11 @@ class _Protocol(HttpToolsProtocol):
         self._in_headers = False
         self._stop_timer()
         super().on_headers_complete()
-        if self.parser.should_upgrade():
+        if self.parser.should_upgrade() and not self._should_upgrade():
             self.cycle.keep_alive = False  # the parser takes what follows for another protocol
+
+    def _should_upgrade(self) -> bool:
+        return super()._should_upgrade() and self.parser.get_method() == b"GET"
 
     def _check(self) -> None:
         """Raise what is wrong with a request whose headers are all here."""
@@ -270,6 +276,8 @@ class _Protocol(HttpToolsProtocol):
         has_body = coding or any(name == b"content-length" and value != b"0" for name, value in self.headers)
         if self.parser.should_upgrade() and has_body:
             raise BadRequest("A request with a body cannot ask for an upgrade.")
+        if self.parser.should_upgrade() and self.cycle is not None and not self.cycle.response_complete:
+            raise BadRequest("An upgrade cannot be asked for ahead of an answer.")
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for whatever the parser, or a callback above, refused."""

@@ -78,6 +78,10 @@ class Settings:
     header_seconds: float = _setting("Time for a client to send its headers.", 10.0)
     body_seconds: float = _setting("Time for a client to send its body.", 30.0)
 
+    socket_seconds: float = _setting(
+        "How long a WebSocket may stay open; an answer under way then is still told to its end.", 3600.0
+    )
+
     log_ttl_seconds: int = _setting("How long the stream log of a finished answer can be replayed.", 3600)
     retention_days: int = _setting(
         "Days without use after which a conversation or response is deleted; 0 keeps it.", 30

@@ -4,7 +4,7 @@ Knows nothing of what the events say. Pure ASGI: no middleware, no queue and no 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -23,6 +23,13 @@ _encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 def event(payload: dict[str, Any]) -> bytes:
     """One event whose name is its payload's type."""
     return b"event: %b\ndata: %b\n\n" % (payload["type"].encode(), _encode(payload))
+
+
+def payloads(data: bytes) -> Iterator[bytes]:
+    """The JSON of each event in `data`, which was written for a stream. Heartbeats and the stream's end have none."""
+    for frame in data.split(b"\n\n"):
+        if frame.startswith(b"event: "):
+            yield frame.partition(b"\ndata: ")[2]
 
 
 class EventStream:

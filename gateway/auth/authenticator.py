@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from gateway.auth.browser import Cookies, SameOrigin
 from gateway.auth.keys import Key, Keys, has_shape, is_well_formed
@@ -52,14 +52,14 @@ class Authenticator:
         self._known: dict[str, _Known] = {}  # by full digest, never by a part of a token
         self.watch = Watch()
 
-    async def principal(self, request: Request) -> Principal:
+    async def principal(self, request: HTTPConnection) -> Principal:
         """Raises Unauthenticated, or Forbidden for a cookie on a request another page sent."""
         found = await self._identify(request)
         if exchange := request.scope.get("state", {}).get("exchange"):
             self.watch.add(exchange, partial(self._identify, request))
         return found
 
-    async def _identify(self, request: Request) -> Principal:
+    async def _identify(self, request: HTTPConnection) -> Principal:
         if (key := bearer_of(request)) is not None:
             return await self._by_key(key, request)
         if token := self.cookies.token(request):
@@ -67,10 +67,10 @@ class Authenticator:
             return await self._by_session(token)
         raise _unauthenticated("No API key was sent. Send 'Authorization: Bearer KEY', or sign in.", "no_api_key")
 
-    def requires(self, scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
+    def requires(self, scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
         """A dependency that yields the principal, or raises Forbidden without `scope`."""
 
-        async def principal(request: Request) -> Principal:
+        async def principal(request: HTTPConnection) -> Principal:
             found = await self.principal(request)
             if scope not in found.scopes:
                 what = "the key" if found.key else "this account"
@@ -83,7 +83,7 @@ class Authenticator:
         """Read everybody afresh: something was revoked."""
         self._known.clear()
 
-    async def _by_key(self, text: str, request: Request) -> Principal:
+    async def _by_key(self, text: str, request: HTTPConnection) -> Principal:
         if not has_shape(text):
             raise _unauthenticated("This is not an API key of this server.")
         digest = self._secrets.digest_of_key(text)
@@ -126,7 +126,7 @@ class Authenticator:
         known = self._known[digest] = _Known(person, key, time.monotonic() + _KEPT_SECONDS)
         return known
 
-    def _delegate(self, request: Request) -> str | None:
+    def _delegate(self, request: HTTPConnection) -> str | None:
         value = request.headers.get(self._delegate_header) if self._delegate_header else None
         return value.encode("latin-1").decode("utf-8", "replace") if value else None
 
@@ -137,7 +137,7 @@ class Authenticator:
         return replace(_principal(person, frozenset({Scope.CHAT}), key.id), department=owner.department)
 
 
-def bearer_of(request: Request) -> str | None:
+def bearer_of(request: HTTPConnection) -> str | None:
     """The key or token a request shows. Anthropic's clients send theirs in `x-api-key`."""
     shown = _values(request, b"authorization")
     if not shown and request.scope["path"].startswith("/v1/messages"):
@@ -150,7 +150,7 @@ def bearer_of(request: Request) -> str | None:
     return key.strip()
 
 
-def _values(request: Request, wanted: bytes) -> list[bytes]:
+def _values(request: HTTPConnection, wanted: bytes) -> list[bytes]:
     return [value for name, value in request.scope["headers"] if name == wanted]
 
 

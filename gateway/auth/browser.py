@@ -41,8 +41,9 @@ class SameOrigin:
         self._public = f"{public.scheme}://{public.netloc}".lower() if public.netloc else None
 
     def require(self, request: HTTPConnection) -> None:
-        """Raise Forbidden for an unsafe method that is not proven to come from our own page."""
-        if request.scope["method"] not in _SAFE_METHODS and self.is_ours(request) is not True:
+        """Raise Forbidden for an unsafe method, or a WebSocket, that is not proven to come from our own page."""
+        is_safe = not _is_socket(request) and request.scope["method"] in _SAFE_METHODS
+        if not is_safe and self.is_ours(request) is not True:
             raise _forbidden()
 
     def refuse_foreign(self, request: HTTPConnection) -> None:
@@ -53,13 +54,20 @@ class SameOrigin:
     def is_ours(self, request: HTTPConnection) -> bool | None:
         """True: by our page or typed by the person. False: by another page. None: the client does not say."""
         site = request.headers.get("sec-fetch-site")
-        if site is not None:
-            return site in ("same-origin", "none")
+        if site not in (None, "same-origin", "none"):
+            return False
+        if site is not None and not _is_socket(request):  # browsers always name the origin of a WebSocket
+            return True
         origin = request.headers.get("origin")  # browsers leave Sec-Fetch-Site out where there is no TLS
         if origin is None:
             return None
         host = request.headers.get("host", "")
-        return origin.lower() in (f"{request.scope['scheme']}://{host}".lower(), self._public)
+        scheme = {"ws": "http", "wss": "https"}.get(request.scope["scheme"], request.scope["scheme"])
+        return origin.lower() in (f"{scheme}://{host}".lower(), self._public)
+
+
+def _is_socket(request: HTTPConnection) -> bool:
+    return bool(request.scope["type"] == "websocket")
 
 
 def _forbidden() -> Forbidden:
