@@ -128,15 +128,13 @@ class Kills:
 
 
 async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print) -> Kills:
-    """Gateways are killed one after the other, and a worker whenever all are loaded: ten gateways to a worker or more."""
+    """Gateways are killed one after the other, and a worker whenever all are loaded: ten or more to one."""
     made, began = Kills(), time.monotonic()
     over = asyncio.Event()
 
     def count() -> None:
-        minutes = (time.monotonic() - began) / 60
-        say(
-            f"{made.gateways} gateways, {made.workers} workers, {len(desk.history.questions)} answers, {minutes:.1f} min"
-        )
+        answers, minutes = len(desk.history.questions), (time.monotonic() - began) / 60
+        say(f"{made.gateways} gateways, {made.workers} workers, {answers} answers, {minutes:.1f} min")
 
     async with people(desk, ASKERS) as crowd:
         asking = [asyncio.create_task(_ask_on(person, over)) for person in crowd]
