@@ -276,7 +276,7 @@ async def _ask(
         return
     if said.prompt_token_ids and not speech.anew:
         if request.form:
-            await _to_a_border(request, said, engine)
+            await _to_a_border(request, speech, engine)
         elif held := await _held_back(request, said, engine):
             yield Delta(held)
         left = _tokens_left(request, said, engine.model)
@@ -318,11 +318,17 @@ async def _from_there(
             yield chunks
 
 
-async def _to_a_border(request: TurnRequest, said: Said, engine: Engine) -> None:
-    """Take back tokens behind the text that was seen: after one that opens a call, nobody would know it for a call."""
+async def _to_a_border(request: TurnRequest, speech: "_Speech", engine: Engine) -> None:
+    """Take back tokens behind the text that was seen: after one that opens a call, nobody would know it for a call.
+
+    When one token holds the end of the text and the beginning of a call, that end is written again.
+    """
+    said = speech.said
     for tokens in range(len(said.token_ids), max(0, len(said.token_ids) - _MOST_TAKEN_BACK), -1):
-        if await engine.text_of(said.token_ids[:tokens], request.id) == said.text:
+        text = await engine.text_of(said.token_ids[:tokens], request.id)
+        if said.text.startswith(text):
             del said.token_ids[tokens:]
+            speech.before, speech.seen = tokens, said.text[len(text) :]
             return
 
 
@@ -436,7 +442,7 @@ class _Speech:
                 self.held.extend(choice.token_ids or ())
                 content = choice.delta.content or choice.text
                 if self.form:
-                    content = self._keep(choice, content or "")
+                    content = self._keep(choice, content or "", begun=bool(text or self.said.tokens))
                 if content:
                     text += content
                     ids += self.held
@@ -446,7 +452,7 @@ class _Speech:
             events.append(Delta(text, tuple(ids)))
         return events
 
-    def _keep(self, choice: ChatChoice, content: str) -> str:
+    def _keep(self, choice: ChatChoice, content: str, *, begun: bool) -> str:
         """What may be shown at once: text before the first call, but not the blank that often stands before one."""
         if self.seen and content:
             content = self._again(content)
@@ -458,16 +464,17 @@ class _Speech:
             return ""
         content = self.kept.text + content
         self.kept.clear()
-        if not self.said.tokens and not content.strip():
+        if not begun and not content.strip():
             self.kept.say(content)
             return ""
         return content
 
     def _again(self, content: str) -> str:
-        """What is new of an answer that is written again. Raises EngineError where it is not what was seen."""
+        """What is new of what is written again. Raises EngineError where it is not what was seen."""
         known = min(len(self.seen), len(content))
         if content[:known] != self.seen[:known]:
-            raise EngineError("The engine was lost in the middle of this JSON, and writes another one now; ask again.")
+            message = "The engine was lost in the middle of the answer, and writes another one now; ask again."
+            raise EngineError(message, code="engine_lost")
         self.seen = self.seen[known:]
         self.held.clear()
         return content[known:]

@@ -24,7 +24,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -90,12 +90,84 @@ def text_of(content: Any) -> str:
     return "".join(part.get("text") or text_of(part.get("content")) for part in content if isinstance(part, dict))
 
 
-def chat_ids(messages: list[dict[str, Any]]) -> list[int]:
-    """The prompt of a chat: each message between its markers, then the assistant's header."""
-    ids: list[int] = []
+OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>\n"
+
+
+def chat_ids(messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+    """The prompt of a chat: the tools, each message between its markers, then the assistant's header."""
+    ids: list[int] = [IM_START, *tokenize(f"tools\n{json_bytes(tools).decode()}"), IM_END] if tools else []
     for message in messages:
-        ids += [IM_START, *tokenize(f"{message.get('role')}\n{text_of(message.get('content'))}"), IM_END]
+        calls = written(call.get("function") or {} for call in message.get("tool_calls") or ())
+        text = f"{message.get('role')}\n{text_of(message.get('content'))}{calls}"
+        ids += [IM_START, *tokenize(text), IM_END]
     return [*ids, ASSISTANT]
+
+
+def written(calls: Iterable[Mapping[str, Any]]) -> str:
+    """Calls as the model writes them, in the words that vLLM's parser `hermes` reads."""
+    return "".join(f'{OPEN}{{"name": "{call.get("name")}", "arguments": {_json(call)}}}{CLOSE}' for call in calls)
+
+
+def _json(call: Mapping[str, Any]) -> str:
+    arguments = call.get("arguments")
+    return arguments if isinstance(arguments, str) else json_bytes(arguments).decode()
+
+
+class Hermes:
+    """vLLM's parser of that name in little: what each piece of text adds to the content and to the calls."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.text, self.said = number, "", 0
+        self.sent: list[int] = []  # characters of each call's arguments
+
+    def delta(self, text: str) -> dict[str, Any]:
+        self.text += text
+        content, steps = self._content(), [step for step in self._steps() if step]
+        if steps:
+            return {"content": content, "tool_calls": steps}
+        return {"content": content} if content else {}
+
+    def _content(self) -> str | None:
+        """Text before the first call, less what might become the beginning of one."""
+        tag = OPEN.strip()
+        end = self.text.find(tag)
+        said, self.said = self.said, max(self.said, _without_start(self.text, tag) if end < 0 else end)
+        return self.text[said : self.said] or None
+
+    def _steps(self) -> Iterator[dict[str, Any]]:
+        for index, region in enumerate(self.text.split(OPEN.strip())[1:]):
+            tag = CLOSE.strip()
+            body, closed, _ = region.partition(tag)
+            yield from self._call(index, (body if closed else body[: _without_start(body, tag)]).strip())
+
+    def _call(self, index: int, body: str) -> Iterator[dict[str, Any]]:
+        if not (name := re.search(r'"name"\s*:\s*"([^"]+)"', body)):
+            return
+        if index == len(self.sent):
+            self.sent.append(0)
+            id = f"chatcmpl-tool-{self.number:014x}{index:02x}"
+            yield {"id": id, "type": "function", "index": index, "function": {"name": name[1]}}
+        begin = re.search(r'"arguments"\s*:\s*', body)
+        arguments = body[begin.end() :] if begin else ""
+        if _is_json(body):
+            arguments = arguments.rstrip()[:-1].rstrip()
+        if len(arguments) > self.sent[index]:
+            sent, self.sent[index] = self.sent[index], len(arguments)
+            yield {"index": index, "function": {"arguments": arguments[sent:]}}
+
+
+def _without_start(text: str, tag: str) -> int:
+    """How much of the text cannot be the beginning of the tag."""
+    overlap = next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
+    return len(text) - overlap
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json_value(text.encode())
+    except ValueError:
+        return False
+    return True
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -155,12 +227,12 @@ class Piece(NamedTuple):
     stop_reason: str | None = None
 
 
-def pieces(prompt_ids: list[int], wish: Wish, script: Script) -> Iterator[Piece]:
-    """The answer token by token; the last piece carries the finish reason."""
+def pieces(prompt_ids: list[int], wish: Wish, answer: str | None) -> Iterator[Piece]:
+    """The answer token by token, the scripted one if there is one; the last piece carries the finish reason."""
     numbers = generated_ids(prompt_ids, wish.seed)
     length = natural_length(prompt_ids)
-    if script.answer is not None:
-        scripted = tokenize(script.answer)[len(prompt_ids) - _header(prompt_ids) :]
+    if answer is not None:
+        scripted = tokenize(answer)[len(prompt_ids) - _header(prompt_ids) :]
         numbers, length = itertools.chain(scripted, numbers), len(scripted) + 1
     if wish.ignore_eos:
         length = wish.max_tokens
@@ -212,7 +284,8 @@ class Script:
     fail: str | None = None  # "500", "400", "hang", "garbage", "close_after:N", "error_after:N", "hang_after:N"
     times: int | None = None
     answer: str | None = None  # these words instead of the deterministic ones
-    tools: list[dict[str, Any]] | None = None  # [{"name": …, "arguments": {…}}]: called when a request brings tools
+    # [{"name": …, "arguments": {…} or text}]: called when a request brings tools; after `answer`, if there is one
+    tools: list[dict[str, Any]] | None = None
     split_bytes: int = 0  # write every frame in pieces of so many bytes
     batch: int = 1  # tokens that leave in one write
 
@@ -277,10 +350,12 @@ class ChatDialect:
     prefix = "chatcmpl"
 
     def __init__(self, body: dict[str, Any], prompt_ids: list[int], number: int, script: Script) -> None:
-        self.body, self.prompt_ids = body, prompt_ids
+        self.body, self.prompt_ids, self.number = body, prompt_ids, number
         self.with_ids = bool(body.get("return_token_ids"))
         self.with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self.tools = script.tools if body.get("tools") and body.get("tool_choice") != "none" else None
+        self.answer = (script.answer or "") + written(self.tools) if self.tools else script.answer
+        self.parser = Hermes(number) if self.tools else None
         self.head = {
             "id": f"{self.prefix}-{number:016x}",
             "object": "chat.completion.chunk",
@@ -299,11 +374,22 @@ class ChatDialect:
         return _data(self.head | {"choices": [delta], "prompt_token_ids": ids, "prompt_text": None})
 
     def delta(self, piece: Piece) -> bytes:
+        if self.parser is not None:
+            delta, ids_too = self.parser.delta(piece.text), {"token_ids": [piece.number] if self.with_ids else None}
+            if not delta and not self.with_ids:
+                return b""  # nothing to say of this token
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+            return _data(self.head | {"choices": [choice | ids_too]})
         ids = b"[%d]}]}\n\n" % piece.number if self.with_ids else b"null}]}\n\n"
         return self._before + json_bytes(piece.text) + self._after + ids
 
     def last(self, piece: Piece) -> bytes:
-        return self._final({"content": piece.text}, piece.finish_reason, piece.stop_reason, [piece.number])
+        delta, reason = {"content": piece.text}, piece.finish_reason
+        if self.parser is not None:
+            delta = self.parser.delta(piece.text)
+            named = isinstance(self.body.get("tool_choice"), dict)
+            reason = "tool_calls" if self.parser.sent and reason == "stop" and not named else reason
+        return self._final(delta, reason, piece.stop_reason, [piece.number])
 
     def _final(self, delta: dict[str, Any], finish: str | None, stop: str | None, ids: list[int]) -> bytes:
         choice = {
@@ -317,30 +403,20 @@ class ChatDialect:
         usage = {"choices": [], "usage": usage_of(self.prompt_ids, count), "system_fingerprint": FINGERPRINT}
         return (_data(self.head | usage) if self.with_usage else b"") + b"data: [DONE]\n\n"
 
-    def tool_frames(self) -> list[bytes]:
-        frames = []
-        for index, tool in enumerate(self.tools or ()):
-            called = {"id": f"chatcmpl-tool-{index:016x}", "type": "function", "index": index}
-            steps = [called | {"function": {"name": tool["name"]}}]
-            steps.append({"index": index, "function": {"arguments": json_bytes(tool["arguments"]).decode()}})
-            frames += [self._tool_delta(step) for step in steps]
-        return [*frames, self._final({}, "tool_calls", None, [IM_END])]
-
-    def _tool_delta(self, step: dict[str, Any]) -> bytes:
-        delta = {"content": None, "tool_calls": [step]}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}
-        return _data(self.head | {"choices": [choice]})
+    def call_id(self, index: int) -> str:
+        return f"chatcmpl-tool-{self.number:014x}{index:02x}"
 
     def whole(self, answered: list[Piece]) -> dict[str, Any]:
         calls = [
             {
-                "id": f"chatcmpl-tool-{index:016x}",
+                "id": self.call_id(index),
                 "type": "function",
-                "function": {"name": tool["name"], "arguments": json_bytes(tool["arguments"]).decode()},
+                "function": {"name": tool["name"], "arguments": _json(tool)},
             }
             for index, tool in enumerate(self.tools or ())
         ]
-        text = None if calls else "".join(piece.text for piece in answered)
+        said = "".join(piece.text for piece in answered)
+        text = said.split(OPEN)[0] or None if calls else said
         message = {
             "role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None,
             "function_call": None, **({"tool_calls": calls} if calls else {}), "reasoning": None,
@@ -438,7 +514,7 @@ class MessagesDialect(ChatDialect):
         self._ended = ("tool_calls", None)
         frames = []
         for index, tool in enumerate(self.tools or ()):
-            block = {"type": "tool_use", "id": f"chatcmpl-tool-{index:016x}", "name": tool["name"], "input": {}}
+            block = {"type": "tool_use", "id": self.call_id(index), "name": tool["name"], "input": {}}
             delta = {"type": "input_json_delta", "partial_json": json_bytes(tool["arguments"]).decode()}
             frames.append(self._event("content_block_start", content_block=block, index=index))
             frames.append(self._event("content_block_delta", delta=delta, index=index))
@@ -447,7 +523,7 @@ class MessagesDialect(ChatDialect):
 
     def whole(self, answered: list[Piece]) -> dict[str, Any]:
         content: list[dict[str, Any]] = [
-            {"type": "tool_use", "id": f"chatcmpl-tool-{index:016x}", "name": tool["name"], "input": tool["arguments"]}
+            {"type": "tool_use", "id": self.call_id(index), "name": tool["name"], "input": tool["arguments"]}
             for index, tool in enumerate(self.tools or ())
         ]
         if not content:
@@ -512,7 +588,10 @@ class FakeEngine:
         if not isinstance(messages, list):
             raise Refused(400, "1 validation error: messages: Field required", "Bad Request", "body.messages")
         system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
-        return chat_ids(system + messages)
+        if ids := (body.get("kv_transfer_params") or {}).get("prompt_token_ids"):
+            return list(ids)  # as a decoding stage is given them; the messages are not read
+        tools = body.get("tools") if path != "/v1/messages" else None
+        return chat_ids(system + messages, tools)
 
     def check(self, path: str, body: dict[str, Any], prompt_ids: list[int]) -> Wish:
         """The refusals a gateway meets: unknown model, stream options, tools without a parser, too many tokens."""
@@ -698,7 +777,7 @@ class Connection(asyncio.Protocol):
         record.prompt_ids = prompt_ids
         wish = engine.check(path, body, prompt_ids)
         dialect = DIALECTS[path](body, prompt_ids, record.number, engine.script)
-        self.stream = Stream(self, record, dialect, pieces(prompt_ids, wish, engine.script), fail)
+        self.stream = Stream(self, record, dialect, pieces(prompt_ids, wish, dialect.answer), fail)
         self.stream.begin()
 
     def send_json(self, value: Any, status: int = 200) -> None:
@@ -758,7 +837,7 @@ class Stream:
             self.later(0, self.step)
 
     def open_answer(self) -> None:
-        if self.dialect.tools:
+        if isinstance(self.dialect, MessagesDialect) and self.dialect.tools:
             self.collected = list(itertools.islice(self.answered, 1))
             if self.streamed:
                 self.write(self.dialect.opening() + b"".join(self.dialect.tool_frames()))

@@ -3,11 +3,12 @@
 A field that is known but not honoured yet is refused unless it carries the value that changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from gateway.api.response_tools import Wishes, parse_wishes
 from gateway.errors import BadRequest, NotFound, UnknownParameter, UnsupportedParameter
 from gateway.prompt import text_of
 
@@ -21,23 +22,24 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
     "max_output_tokens": (16, 1 << 20),
+    "max_tool_calls": (1, 1 << 20),
     "top_k": (-1, 1 << 20),
     "seed": (-(1 << 63), (1 << 63) - 1),
 }
 # Known to the standard, not honoured yet: each with the values that ask for nothing.
 _NOT_YET: Mapping[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "auto", "none"),
-    "text": (None, {}, {"format": {"type": "text"}}),
-    "reasoning": (None, {}, {"effort": None, "summary": None}),
-    "include": (None, []),
     "prompt": (None,),
     "moderation": (None,),
-    "max_tool_calls": (None,),
     "top_logprobs": (None, 0),
-    "service_tier": (None, "auto", "default"),
     "prompt_cache_options": (None,),
 }
+# What could be included, but for the one thing that there is not: logprobs. Tools of others have no calls here.
+_INCLUDED = frozenset({
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+})  # fmt: skip
+_REASONING = frozenset({"effort", "summary", "generate_summary"})
 
 
 class CreateResponse(msgspec.Struct, kw_only=True):
@@ -65,7 +67,14 @@ class CreateResponse(msgspec.Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     metadata: dict[str, str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None  # taken, without effect on a model that does not reason
+    include: list[str] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None  # all are served alike
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -87,6 +96,17 @@ class CreateResponse(msgspec.Struct, kw_only=True):
             if entry.get("type") == "deskmate:window":
                 return int(entry["rounds"])
         return None
+
+    def wishes(self) -> Wishes:
+        """Tools and the form of the text. Raises BadRequest, naming the field."""
+        return parse_wishes(
+            self.tools,
+            self.tool_choice,
+            self.text,
+            parallel=self.parallel_tool_calls is not False,
+            most_calls=self.max_tool_calls,
+            at_once=not self.stream,
+        )
 
     def sampling_extra(self) -> dict[str, Any]:
         return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
@@ -113,6 +133,7 @@ def parse_create(body: Mapping[str, Any]) -> CreateResponse:
     _check_combinations(create)
     _check_window(create)
     check_metadata(create.metadata)
+    create.wishes()
     return create
 
 
@@ -135,9 +156,13 @@ def _check_combinations(create: CreateResponse) -> None:
     for name, value, keys in (
         ("conversation", create.conversation, {"id"}),
         ("stream_options", create.stream_options, {"include_obfuscation"}),  # true asks for what may be left out
+        ("reasoning", create.reasoning, _REASONING),
     ):
         if isinstance(value, dict) and (unknown := sorted(set(value) - keys)):
             raise UnknownParameter(f"Unknown parameter: `{name}.{unknown[0]}`.", param=f"{name}.{unknown[0]}")
+    for at, name in enumerate(create.include or ()):
+        if name not in _INCLUDED:
+            raise UnsupportedParameter(f"`{name[:64]}` cannot be included.", param=f"include[{at}]")
     if create.conversation is not None and create.previous_response_id is not None:
         raise BadRequest(
             "`previous_response_id` and `conversation` exclude each other; to go on from an earlier answer, create a "
@@ -170,39 +195,81 @@ def check_metadata(metadata: Mapping[str, str] | None) -> None:
             raise BadRequest("Keys of `metadata` may have 64 characters, values 512.", param=f"metadata.{key[:64]}")
 
 
-def parse_input(value: str | Sequence[Mapping[str, Any]] | None, param: str = "input") -> list[dict[str, Any]]:
-    """Items as they are stored: messages, their text compact. Raises for what is no item or not supported yet."""
+def parse_input(
+    value: str | Sequence[Mapping[str, Any]] | None, param: str = "input", *, references: bool = False
+) -> list[dict[str, Any]]:
+    """Items as they are stored: compact. Raises for what is no item or not supported yet.
+
+    With `references` an item may be `{"type": "item_reference", "id": …}`; its caller puts the item in its place.
+    """
     if value is None or value == [] or value == "":
         raise BadRequest(f"`{param}` is empty: ask something.", param=param)
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
-    return [_parse_item(item, f"{param}[{index}]") for index, item in enumerate(value)]
+    return [_parse_item(item, f"{param}[{index}]", references) for index, item in enumerate(value)]
 
 
-def _parse_item(item: Any, param: str) -> dict[str, Any]:
+def _parse_item(item: Any, param: str, references: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise BadRequest("An item is an object.", param=param)
-    kind = item.get("type", "message")
-    if kind != "message":
-        raise UnsupportedParameter(f"Items of type `{kind}` are not supported yet.", param=f"{param}.type")
+    match item.get("type") or ("item_reference" if set(item) == {"id"} else "message"):
+        case "message":
+            return _parse_message(item, param)
+        case "function_call":
+            return _parse_call(item, param)
+        case "function_call_output":
+            return _parse_output(item, param)
+        case "item_reference" if references:
+            _check_fields(item, {"type", "id"}, param)
+            return {"type": "item_reference", "id": _string(item, "id", param)}
+        case kind:
+            raise UnsupportedParameter(
+                f"Items of type `{str(kind)[:40]}` are not supported here.", param=f"{param}.type"
+            )
+
+
+def _parse_message(item: Mapping[str, Any], param: str) -> dict[str, Any]:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
         raise BadRequest("`role` is one of user, assistant, system, developer.", param=f"{param}.role")
-    unknown = set(item) - {"type", "role", "content", "id", "status", "phase"}
-    if unknown:
-        name = min(unknown)
-        raise UnknownParameter(f"Unknown parameter: `{param}.{name}`.", param=f"{param}.{name}")
+    _check_fields(item, {"type", "role", "content", "id", "status", "phase"}, param)
     parsed = {"type": "message", "role": role, "content": _parse_content(item.get("content"), f"{param}.content")}
     if role == "assistant" and item.get("phase") in ("commentary", "final_answer"):
         parsed["phase"] = item["phase"]
     return parsed
 
 
+def _parse_call(item: Mapping[str, Any], param: str) -> dict[str, Any]:
+    _check_fields(item, {"type", "id", "status", "call_id", "name", "arguments"}, param)
+    strings = {name: _string(item, name, param) for name in ("call_id", "name")}
+    if not isinstance(item.get("arguments"), str):
+        raise BadRequest("`arguments` is a string: JSON.", param=f"{param}.arguments")
+    return {"type": "function_call", **strings, "arguments": item["arguments"]}
+
+
+def _parse_output(item: Mapping[str, Any], param: str) -> dict[str, Any]:
+    _check_fields(item, {"type", "id", "status", "call_id", "output"}, param)
+    output = _parse_content(item.get("output"), f"{param}.output")
+    return {"type": "function_call_output", "call_id": _string(item, "call_id", param), "output": output}
+
+
+def _check_fields(item: Mapping[str, Any], known: Collection[str], param: str) -> None:
+    """What clients send back of ours, or add as null, asks for nothing."""
+    if unknown := sorted(str(name) for name, given in item.items() if name not in known and given is not None):
+        raise UnknownParameter(f"Unknown parameter: `{param}.{unknown[0]}`.", param=f"{param}.{unknown[0]}")
+
+
+def _string(item: Mapping[str, Any], name: str, param: str) -> str:
+    if not isinstance(value := item.get(name), str) or not value:
+        raise BadRequest(f"`{name}` is a string that is not empty.", param=f"{param}.{name}")
+    return value
+
+
 def _parse_content(content: Any, param: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise BadRequest("`content` is a string or a list of parts.", param=param)
+        raise BadRequest(f"`{param.rpartition('.')[2]}` is a string or a list of parts.", param=param)
     parts = [_parse_part(part, f"{param}[{index}]") for index, part in enumerate(content)]
     only_text = len(parts) == 1 and parts[0]["type"] in ("input_text", "output_text")
     return str(parts[0]["text"]) if only_text else parts
@@ -220,7 +287,7 @@ def _parse_part(part: Any, param: str) -> dict[str, Any]:
 
 def question_of(items: Sequence[Mapping[str, Any]]) -> str:
     """The text of the last user message: what a conversation is named after."""
-    return next((text_of(item) for item in reversed(items) if item["role"] == "user"), "")
+    return next((text_of(item) for item in reversed(items) if item.get("role") == "user"), "")
 
 
 def check_model(asked: str | None, served: str | None, aliases: Sequence[str]) -> None:

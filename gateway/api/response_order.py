@@ -7,17 +7,19 @@ from typing import Any
 
 from gateway.api.response_input import CreateResponse, check_model, parse_input, question_of
 from gateway.api.response_output import Echo, StreamRenderer, encode_echo
+from gateway.api.response_tools import check_parser
 from gateway.auth import Principal
 from gateway.auth.secret import Secrets
 from gateway.conversations import Begin, Conversations, Json
 from gateway.conversations.ids import new_id, new_shelf
 from gateway.engine import Defaults, Engine
+from gateway.errors import NotFound
 from gateway.events import Sampling
 from gateway.live import LiveTurn
 from gateway.prompt import Window, title_of
 from gateway.runner import Order
 from gateway.settings import Settings
-from gateway.turn import TurnRequest
+from gateway.turn import TurnRequest, check_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,23 @@ class Orders:
         """`before`: the context of a previous response that is not stored, where its caller has it."""
         model = self.engine.model
         check_model(create.model, model.id if model else None, self.settings.model_aliases)
-        items = parse_input(create.input)
+        items = await self.resolved(principal, parse_input(create.input, references=True))
         context: Sequence[Json] = items
         if not create.is_stored and create.previous_response_id:
             if before is None:
                 stored = await self.store.history(principal.user, None, create.previous_response_id)
                 before = [item.body for item in stored]
             context = [*before, *items]
+        if not create.is_stored:
+            check_outputs(context, len(context) - len(items))
         turn = self.turn_request(principal, create, context)
         echo = _echo(create, turn, int(time.time()))
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
 
     def turn_request(self, principal: Principal, create: CreateResponse, items: Sequence[Json]) -> TurnRequest:
-        model = self.engine.model
+        model, wishes = self.engine.model, create.wishes()
+        check_parser(wishes.form, model)
         return TurnRequest(
             id=new_id("resp"),
             person=principal.user,
@@ -75,7 +80,19 @@ class Orders:
             items=items,
             window=Window(create.window_rounds(), truncate=create.truncation == "auto"),
             sampling=_sampling(create, self.engine.defaults),
+            form=wishes.form,
         )
+
+    async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:
+        """Items of the owner's that are only named, in the place of their names."""
+        return [await self._item(principal, item, at) for at, item in enumerate(items)]
+
+    async def _item(self, principal: Principal, item: Json, at: int) -> Json:
+        if item["type"] != "item_reference":
+            return item
+        if (found := await self.store.any_item(principal.user, item["id"])) is None:
+            raise NotFound(f"There is no item `{item['id'][:80]}`.", param=f"input[{at}].id")
+        return found.body
 
     def _begin(
         self,
@@ -124,6 +141,7 @@ def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:
 
 
 def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
+    wishes = create.wishes()
     return Echo(
         model=turn.model,
         temperature=turn.sampling.temperature,
@@ -134,6 +152,10 @@ def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
         background=bool(create.background),
         store=create.is_stored,
         parallel_tool_calls=create.parallel_tool_calls is not False,
+        tools=wishes.tools,
+        tool_choice=wishes.choice,
+        max_tool_calls=create.max_tool_calls,
+        format=wishes.format,
         presence_penalty=create.presence_penalty or 0.0,
         frequency_penalty=create.frequency_penalty or 0.0,
         metadata=create.metadata or {},

@@ -23,7 +23,7 @@ from gateway.events import Finished, TurnEvent
 from gateway.live import LiveTurn
 from gateway.runner import Runner
 from gateway.sse import DONE, HEARTBEAT, EventStream, unless_left
-from gateway.turn import build_prompt
+from gateway.turn import build_prompt, check_outputs
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400
@@ -116,11 +116,13 @@ class ResponsesDoor:
         """Count what a prompt would be: the whole context, cut as the turn would cut it."""
         principal = await self.auth.requires(Scope.CHAT)(request)
         create = parse_create(parse_json(await request.body()))
-        question = parse_input(create.input) if create.input else []
+        asked = parse_input(create.input, references=True) if create.input else []
+        question = await self.orders.resolved(principal, asked)
         history: Sequence[Json] = []
         if create.conversation_id or create.previous_response_id:
             stored = await self.store.history(principal.user, create.conversation_id, create.previous_response_id)
             history = [item.body for item in stored]
+        check_outputs([*history, *question], len(history))
         turn = self.orders.turn_request(principal, create, [*history, *question])
         prompt = await build_prompt(turn, self.engine, count=True)
         return json_response({"object": "response.input_tokens", "input_tokens": prompt.tokens})

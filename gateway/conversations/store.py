@@ -304,6 +304,13 @@ class RedisConversations:
                 raise _no_item(item, conversation)
         raise _refusal(reply, conversation, None)
 
+    async def any_item(self, owner: str, item: str) -> Item | None:
+        if (place := place_of(item)) is None:
+            return None
+        body = await self._redis.call("HGET", f"dm:shelf:{owner}:{place.shelf}", place.number)
+        found = None if body is None else _item(place, body)
+        return found if found is not None and found.id == item else None
+
     async def delete_item(self, owner: str, conversation: str, item: str) -> Conversation:
         await self.item(owner, conversation, item)
         args = (owner, conversation, *_place(item, conversation), self._keep_seconds)

@@ -447,8 +447,8 @@ async def test_an_answer_that_is_not_stored_writes_nothing_into_redis_or_its_fil
     ("body", "code", "param"),
     [
         ({"input": "x", "wibble": 1}, "unknown_parameter", "wibble"),
-        ({"input": "x", "tools": [{"type": "function", "name": "f"}]}, "unsupported_parameter", "tools"),
-        ({"input": "x", "text": {"format": {"type": "json_object"}}}, "unsupported_parameter", "text"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
+        ({"input": "x", "text": {"format": {"type": "grammar"}}}, "invalid_value", "text.format.type"),
         ({"input": "x", "temperature": 3}, "invalid_value", "temperature"),
         ({"input": "x", "temperature": "hot"}, "invalid_value", "temperature"),
         ({"input": "x", "max_output_tokens": 15}, "invalid_value", "max_output_tokens"),

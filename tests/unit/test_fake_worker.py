@@ -103,8 +103,41 @@ async def test_scripted_tools_are_called(client, worker):
     assert whole.choices[0].message.tool_calls[0].function.arguments == '{"city":"Bonn"}'
     stream = await client.chat.completions.create(model="fake", messages=HELLO, tools=[tool], stream=True)
     events = [event async for event in stream]
-    assert events[1].choices[0].delta.tool_calls[0].function.name == "weather"
+    steps = [step for event in events for step in event.choices[0].delta.tool_calls or ()]
+    assert steps[0].function.name == "weather" and steps[0].id.startswith("chatcmpl-tool-")
+    assert "".join(step.function.arguments or "" for step in steps) == '{"city":"Bonn"}' and len(steps) > 2
     assert events[-1].choices[0].finish_reason == "tool_calls"
+
+
+async def test_text_before_several_calls_and_the_ids_of_every_token_are_streamed_as_vllm_does(client, worker):
+    worker.script(answer="I look <here>", tools=[{"name": name, "arguments": {"a": [1, "}"]}} for name in "fg"])
+    tool = {"type": "function", "function": {"name": "f"}}
+    asked = {"model": "fake", "messages": HELLO, "tools": [tool], "stream": True}
+    events = [
+        event async for event in await client.chat.completions.create(**asked, extra_body={"return_token_ids": True})
+    ]
+    ids = [number for event in events for number in event.choices[0].model_extra.get("token_ids") or ()]
+    assert detokenize(ids).startswith(
+        'I look <here><tool_call>\n{"name": "f", "arguments": {"a":[1,"}"]}}\n</tool_call>'
+    )
+    assert "".join(event.choices[0].delta.content or "" for event in events) == "I look <here>"
+    calls = {"f": "", "g": ""}
+    for step in (step for event in events for step in event.choices[0].delta.tool_calls or ()):
+        calls["fg"[step.index]] += step.function.arguments or ""
+    assert calls == dict.fromkeys("fg", '{"a":[1,"}"]}')
+
+
+async def test_a_chat_goes_on_from_token_ids_and_its_calls_are_read(client, worker):
+    worker.script(answer="I look.", tools=[{"name": "f", "arguments": {}}])
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    ids = [*chat_ids(HELLO, tools), *tokenize("I look.")[:1]]
+    whole = await client.chat.completions.create(
+        model="fake", messages=HELLO, tools=tools, stream=True,
+        extra_body={"kv_transfer_params": {"prompt_token_ids": ids}},
+    )  # fmt: skip
+    deltas = [event.choices[0].delta async for event in whole]
+    assert "".join(delta.content or "" for delta in deltas) == detokenize(tokenize("I look.")[1:])
+    assert next(step.function.name for delta in deltas for step in delta.tool_calls or ()) == "f"
 
 
 def test_a_control_token_in_a_text_becomes_that_token():
