@@ -307,7 +307,8 @@ def _parse(body: Mapping[str, Any]) -> tuple[CreateResponse, bool]:
     if generate is not None and not isinstance(generate, bool):
         raise BadRequest("`generate` is true or false.", param="generate")
     left_out = {"type", "generate", *_OF_HTTP}
-    return parse_create({name: value for name, value in body.items() if name not in left_out}), generate is not False
+    asked = {name: value for name, value in body.items() if name not in left_out}
+    return parse_create(asked | {"stream": True}), generate is not False
 
 
 def _end_unheard(beginning: asyncio.Task[LiveTurn | Attached]) -> None:
