@@ -26,6 +26,7 @@ class Memory:
 
     def keep(self, response: str, context: Sequence[Json]) -> None:
         """The oldest go for it, and itself when it alone is too large."""
+        self.forget(response)
         self._contexts[response] = (context, len(_encode(context)))
         while len(self._contexts) > self._most_responses or self._bytes > self._most_bytes:
             del self._contexts[next(iter(self._contexts))]
