@@ -236,6 +236,8 @@ class Stack:
         options = ["--model", str(model), "--uds", str(self._sockets.worker), "--plan-file", str(self._home.plan_file)]
         if self._wishes.seats is not None:
             options += ["--seats", str(self._wishes.seats)]
+        if parser := self._given.get("DESKMATE_TOOL_PARSER"):
+            options += ["--tool-parser", parser]
         return self._python(("worker", *options), {})
 
     async def _worker_answers(self) -> bool:

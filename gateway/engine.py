@@ -445,7 +445,7 @@ class Engine:
             seats=plan.seats,
             defaults=self._defaults(plan.generation_defaults),
             added_tokens=plan.added_tokens,
-            tool_parser=self._settings.tool_parser or plan.tool_parser,
+            tool_parser=_parser(self._settings.tool_parser or plan.tool_parser),
             demo=plan.model.demo,
             vision=plan.vision,
             kv_tokens=plan.kv_tokens,
@@ -474,6 +474,10 @@ def _parsed(decode: Callable[[bytes], _T], answer: bytes) -> _T:
         return decode(answer)
     except ValueError as error:  # msgspec's own kinds and UnicodeDecodeError
         raise EngineError("The engine answered something that is no answer; its log may say why.") from error
+
+
+def _parser(name: str | None) -> str | None:
+    return None if name == "none" else name
 
 
 def _given(setting: _T | None, otherwise: _T) -> _T:

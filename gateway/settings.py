@@ -59,7 +59,8 @@ class Settings:
     seats: int = _setting("Requests in flight per worker when it serves no plan (a bare vLLM).", 16)
     context_tokens: int | None = _setting("Context length when a bare vLLM does not tell it.", None)
     tool_parser: str | None = _setting(
-        "Name of the tool parser a bare vLLM was started with; without one `tools` are dropped.", None
+        "vLLM's parser of tool calls, or `none`; unset: by the model. Of a bare vLLM: the one it was started with.",
+        None,
     )
 
     max_tokens: int | None = _setting("New tokens of an answer that sets no limit; unset: the plan's, else 1024.", None)

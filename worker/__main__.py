@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--compile", action="store_true", help="on CPU: ready a minute later, 1.3 to 1.5 times the tokens"
     )
+    result.add_argument(
+        "--tool-parser", metavar="NAME", help="vLLM's parser of tool calls, or none (default: by the chat template)"
+    )
     result.add_argument("--explain", action="store_true", help="print the plan with its reasons and start nothing")
     result.add_argument("--json", action="store_true", help="with --explain: as JSON")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -80,6 +83,7 @@ def wishes(options: argparse.Namespace) -> Wishes:
         seats=options.seats,
         context_tokens=options.context,
         compile=options.compile,
+        tool_parser=options.tool_parser,
         import_path=(ROOT, ROOT / "worker" / "plugin"),
     )
 

@@ -34,6 +34,7 @@ OLDEST_CAPABILITY = (7, 5)
 LONG_PREFILL_TOKENS = 512
 DRAIN_SECONDS = 20
 
+NO_PARSER = "none"
 # The texts by which a chat template shows which calls of tools the model writes; the first that is found decides.
 TOOL_PARSERS = (
     ("<arg_key>", "glm45"),
@@ -54,6 +55,8 @@ class Wishes:
     seats: int | None = None
     context_tokens: int | None = None
     compile: bool = False
+    tool_parser: str | None = None
+    """One of vLLM's, or NO_PARSER; None: chosen by the chat template."""
     import_path: tuple[Path, ...] = ()
     """Folders that vLLM's Python needs to find our plug-in."""
 
@@ -133,7 +136,7 @@ def plan(hardware: Hardware, model: Model, wishes: Wishes) -> Plan:
     """Raises BadConfiguration when the model does not fit or a wish cannot be granted."""
     check_wishes(model, wishes)
     side = plan_cuda(hardware, model, wishes) if on_card(hardware) else plan_cpu(hardware, model, wishes)
-    parser = tool_parser(model, side.notes)
+    parser = tool_parser(model, wishes, side.notes)
     note_template(model, side.notes)
     return Plan(
         model=model,
@@ -211,7 +214,10 @@ def tool_flags(parser: str | None) -> tuple[str, ...]:
     return ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
 
 
-def tool_parser(model: Model, notes: Notes) -> str | None:
+def tool_parser(model: Model, wishes: Wishes, notes: Notes) -> str | None:
+    if wishes.tool_parser:
+        notes.add("tool parser", wishes.tool_parser, "asked for with --tool-parser")
+        return None if wishes.tool_parser == NO_PARSER else wishes.tool_parser
     template = model.chat_template or ""
     if "tools" not in template:
         notes.add("tool parser", "none", "the model's chat template has no place for tools")

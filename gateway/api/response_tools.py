@@ -55,8 +55,7 @@ def check_parser(form: Form, model: ModelFacts | None) -> None:
     if form.tools and model is not None and model.tool_parser is None:
         raise UnsupportedParameter(
             f"`{model.id}` is served without a tool parser, so its calls would not be understood: leave `tools` out. "
-            "A worker of ours chooses the parser by the model, or takes --tool-parser; for a bare vLLM it is named by "
-            "the setting DESKMATE_TOOL_PARSER.",
+            "The parser is chosen by the model's chat template; the setting DESKMATE_TOOL_PARSER names another one.",
             param="tools",
         )
 

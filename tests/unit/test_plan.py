@@ -224,6 +224,14 @@ def test_the_tool_parser_follows_the_chat_template(template: str | None, parser:
         assert flag(made, "--tool-call-parser") == parser
 
 
+def test_a_parser_that_is_asked_for_wins_over_the_template_and_none_is_one_of_them() -> None:
+    made = plan(DESK, QWEN_1_5B, Wishes(tool_parser="pythonic"))
+    assert (made.tool_parser, flag(made, "--tool-call-parser")) == ("pythonic", "pythonic")
+    assert reason(made, "tool parser") == "asked for with --tool-parser"
+    made = plan(DESK, QWEN_1_5B, Wishes(tool_parser="none"))
+    assert made.tool_parser is None and "--enable-auto-tool-choice" not in made.flags
+
+
 def test_a_model_without_a_chat_template_is_planned_and_said() -> None:
     made = plan(DESK, replace(DEMO, chat_template=None), Wishes())
     assert "Instruct" in reason(made, "chat template")
