@@ -84,6 +84,7 @@ async def test_of_what_is_not_to_be_stored_no_word_is_anywhere_afterwards():
         canaries = Canaries()
         sender, logs = Sender(person, canaries), list[bytes]()
         assert set(await sender.all("answered")) == {200}
+        await talked(sender)
         await refused(sender)
         await engine_fails(sender)
         await left_and_full(sender, Sender(other, canaries))
@@ -106,6 +107,19 @@ async def test_of_what_is_not_to_be_stored_no_word_is_anywhere_afterwards():
         }
         assert found == set()
         print(f"{len(canaries.sent)} words, {sum(len(d) for all in places.values() for d in all):,} bytes searched")
+
+
+async def talked(sender: Sender) -> None:
+    """A chain over WebSocket: answered, gone on with, refused."""
+    url, headers = f"{sender.person.desk.doors[0].url}/v1/responses", {"authorization": f"Bearer {sender.person.key}"}
+    async with aiohttp.ClientSession(headers=headers) as http, http.ws_connect(url) as socket:
+        asked: dict[str, Any] = {"type": "response.create", "store": False}
+        for more, last in (({}, "response.completed"), ({}, "response.completed"), ({"top_k": "many"}, "error")):
+            await socket.send_json(asked | {"input": sender.canaries.new("WebSocket")} | more)
+            while (event := await socket.receive_json())["type"] not in ("response.completed", "error"):
+                pass
+            assert event["type"] == last, event
+            asked["previous_response_id"] = event.get("response", {}).get("id")
 
 
 async def refused(sender: Sender) -> None:

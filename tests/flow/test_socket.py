@@ -225,6 +225,20 @@ async def test_what_is_not_stored_is_gone_on_with_on_its_connection_only(ready, 
         await again.answered("I begin anew.", store=False)
 
 
+async def test_the_output_of_a_tool_goes_on_from_its_call(caller, scripted):
+    scripted.script(tools=[{"name": "weather", "arguments": {"city": "Ulm"}}])
+    tools = [{"type": "function", "name": "weather", "parameters": {"type": "object"}}]
+    events = await caller.ask("How is it in Ulm?", store=False, tools=tools)
+    assert "response.function_call_arguments.done" in [event["type"] for event in events]
+    called = events[-1]["response"]
+    (call,) = called["output"]
+    scripted.script(tools=None)
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+    await caller.answered([output], store=False, previous_response_id=called["id"])
+    roles = [message["role"] for message in scripted.generations[-1].body["messages"]]
+    assert roles == ["system", "user", "assistant", "tool"]
+
+
 async def test_a_chain_that_failed_once_is_forgotten(caller):
     first = await caller.answered("One", store=False)
     output = [{"type": "function_call_output", "call_id": "call_nobody", "output": "x"}]

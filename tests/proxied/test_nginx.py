@@ -14,6 +14,7 @@ import openai
 import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import InvalidStatus
 
 from gateway.settings import Settings
 from tests.fake_worker import FakeWorker
@@ -257,8 +258,28 @@ async def test_who_leaves_before_the_first_word_frees_the_seat_too(client: opena
 # WebSocket -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_websocket_passes_and_no_other_upgrade_does():
-    """The gateway has none yet: a real WebSocket server stands behind the same configuration."""
+async def test_the_official_client_speaks_over_a_websocket(client: openai.AsyncOpenAI):
+    async with client.responses.connect(websocket_connection_options={"ssl": trust()}) as connection:
+        await connection.response.create(input="Hello?", store=False)
+        async for event in connection:
+            if event.type == "response.completed":
+                assert event.response.output_text
+                break
+
+
+async def test_a_page_elsewhere_speaks_over_no_websocket(nginx: Nginx, gateway: GatewayProcess):
+    """The cookie itself is not looked at before where the page comes from."""
+    address = nginx.url.replace("https:", "wss:")
+    for origin, refused in (("https://evil.example", "cross_site_request"), ("https://localhost", "session_ended")):
+        headers = {"Cookie": "__Host-sid=old", "Origin": origin}
+        with pytest.raises(InvalidStatus) as answer:
+            async with connect(f"{address}/v1/responses", ssl=trust(), additional_headers=headers):
+                pass
+        assert json.loads(answer.value.response.body or b"")["error"]["code"] == refused
+
+
+async def test_what_a_websocket_says_of_itself_does_not_reach_the_gateway():
+    """What does is told by a WebSocket server that stands behind the same configuration."""
     seen: list[dict[str, str]] = []
 
     async def echo(connection: ServerConnection) -> None:
