@@ -202,7 +202,7 @@ async def run_turn(
     `said` grows with what is said; when it holds something already, the answer goes on from there, and `prompt` may be
     None. The place is released here, whatever happens.
     """
-    speech = _Speech(said, request.form, began=time.monotonic())
+    speech = _Speech(said, request.form or None, began=time.monotonic())
     try:
         async for event in _wait(place, engine):
             yield event
@@ -401,7 +401,7 @@ class _Speech:
     """What the engine has said in this run, and when. `said` is the whole answer, earlier runs included."""
 
     said: Said
-    form: Form
+    form: Form | None  # None: plain text
     began: float
     seated: float = 0.0
     first: float = 0.0
@@ -418,14 +418,14 @@ class _Speech:
         """A new try: ids whose text never came belong to nothing."""
         self.held.clear()
         self.kept.clear()
-        self.seen = self.said.text if self.form.format else ""
+        self.seen = self.said.text if self.form and self.form.format else ""
         self.before = 0 if self.anew else len(self.said.token_ids)
         self.usage = self.finish_reason = None
 
     @property
     def anew(self) -> bool:
         """The answer is written again from its beginning: a grammar of JSON cannot be taken up in the middle."""
-        return bool(self.form) and (self.form.format is not None or not self.said.token_ids)
+        return self.form is not None and (self.form.format is not None or not self.said.token_ids)
 
     def take(self, chunks: Sequence[ChatChunk]) -> list[TurnEvent]:
         """The events of one burst: at most one Started and one Delta, however many tokens came together."""
@@ -441,8 +441,8 @@ class _Speech:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self.held.extend(choice.token_ids or ())
                 content = choice.delta.content or choice.text
-                if self.form:
-                    content = self._keep(choice, content or "", begun=bool(text or self.said.tokens))
+                if self.form is not None:
+                    content = self._keep(self.form, choice, content or "", begun=bool(text or self.said.tokens))
                 if content:
                     text += content
                     ids += self.held
@@ -452,12 +452,12 @@ class _Speech:
             events.append(Delta(text, tuple(ids)))
         return events
 
-    def _keep(self, choice: ChatChoice, content: str, *, begun: bool) -> str:
+    def _keep(self, form: Form, choice: ChatChoice, content: str, *, begun: bool) -> str:
         """What may be shown at once: text before the first call, but not the blank that often stands before one."""
         if self.seen and content:
             content = self._again(content)
         calls = choice.delta.tool_calls or ()
-        if calls or self.kept.calls or (self.form.format is not None and self.form.at_once):
+        if calls or self.kept.calls or (form.format is not None and form.at_once):
             self._note(0)
             self.kept.say(content)
             self.kept.call(calls)
@@ -481,7 +481,7 @@ class _Speech:
 
     def rest(self) -> Rest | None:
         """What was kept, once the engine has ended."""
-        if not self.kept.parts:
+        if self.form is None or not self.kept.parts:
             return None
         tokens = max(1, len(self.held))
         self._note(tokens)
