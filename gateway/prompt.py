@@ -17,6 +17,7 @@ TEMPLATE_TOKENS = 32  # that a chat template may put around a message
 TOOLS_TEMPLATE_TOKENS = 512  # that it may say about tools before it lists them
 JSON_GROWTH = 6  # of a byte that a template escapes
 BYTES_PER_TOKEN = 3  # a cautious estimate while no engine can count: English has about 4, Chinese about 3
+IMAGE_NOTE = "[An image was attached here; this model cannot see it.]"
 _UNKNOWN_TOKENIZER = (
     r"<\|[^|<>\s]{1,64}\|>|<\uff5c[^<>\s]{1,64}\uff5c>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
     r"|<(?:start|end)_of_turn>|</?(?:think|tool_call|tool_response)>"
@@ -104,11 +105,17 @@ def _apart(parts: list[Any], added_tokens: tuple[str, ...]) -> list[Any]:
 
 
 def text_of(item: Mapping[str, Any]) -> str:
-    """The text of a message, or of a call's output; it is a string or a list of parts."""
+    """The text of a message, or of a call's output; it is a string or a list of parts. Of an image it says so."""
     content = item.get("output" if item.get("type") == "function_call_output" else "content", "")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or part.get("refusal") or "" for part in content)
+    return "".join(_text_of_part(part) for part in content)
+
+
+def _text_of_part(part: Mapping[str, Any]) -> str:
+    if part["type"] == "input_image":
+        return f"\n{IMAGE_NOTE}\n"
+    return str(part.get("text") or part.get("refusal") or "")
 
 
 def rounds_of(items: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

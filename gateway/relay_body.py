@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.engine import ModelFacts
 from gateway.errors import BadRequest, NotFound, UnsupportedParameter
-from gateway.prompt import harmless, harmless_json, neutralise
+from gateway.prompt import IMAGE_NOTE, harmless, harmless_json, neutralise
 
 Json = dict[str, Any]
 
@@ -236,16 +236,20 @@ def _part(part: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json:
     if kept["type"] == "image_url":
         image = kept.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
-        _check_image(url if isinstance(url, str) else "", path, model)
+        return _image(kept, url if isinstance(url, str) else "", path, model, ignored)
     return kept
 
 
-def _check_image(url: str, path: str, model: ModelFacts) -> None:
+def _image(part: Json, url: str, path: str, model: ModelFacts, ignored: list[str]) -> Json:
+    """An image that comes with the request; to a model that reads text only, a note in its place."""
     if not url.startswith("data:image/"):
         message = "An image must be sent as a data: URL; nothing is fetched from elsewhere."
         raise UnsupportedParameter(message, param=path)
-    if not model.vision:
-        raise UnsupportedParameter(f"'{model.id}' reads text only; leave the image out.", param=path)
+    if model.vision:
+        return part
+    name = f"messages[].content[].{part['type']}"
+    ignored += [] if name in ignored else [name]
+    return {"type": "text", "text": f"\n{IMAGE_NOTE}\n"}
 
 
 def _anthropic_prompt(made: RelayBody, body: Json, model: ModelFacts) -> None:
@@ -287,7 +291,7 @@ def _block(block: Any, path: str, model: ModelFacts, ignored: list[str]) -> Json
     if kept["type"] == "image":
         source = kept.get("source")
         inline = isinstance(source, dict) and source.get("type") == "base64"
-        _check_image("data:image/" if inline else "", path, model)
+        return _image(kept, "data:image/" if inline else "", path, model, ignored)
     if kept["type"] == "tool_result" and kept.get("content") is not None:
         kept["content"] = _blocks(kept["content"], path, model, ignored)
     return kept

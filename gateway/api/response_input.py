@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.api.response_image import parse_image
 from gateway.api.response_tools import Wishes, parse_wishes
 from gateway.errors import BadRequest, NotFound, UnknownParameter, UnsupportedParameter
 from gateway.prompt import text_of
@@ -277,6 +278,8 @@ def _parse_content(content: Any, param: str) -> str | list[dict[str, Any]]:
 
 def _parse_part(part: Any, param: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "input_image":
+        return parse_image(part, param)
     field = {"input_text": "text", "output_text": "text", "refusal": "refusal"}.get(str(kind))
     if field is None:
         raise UnsupportedParameter(f"Content of type `{kind}` is not supported yet.", param=f"{param}.type")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.api.response_image import check_seeing, images_in
 from gateway.api.response_input import CreateResponse, check_model, parse_input, question_of
 from gateway.api.response_output import Echo, StreamRenderer, encode_echo
 from gateway.api.response_tools import check_parser
@@ -55,6 +56,7 @@ class Orders:
         model = self.engine.model
         check_model(create.model, model.id if model else None, self.settings.model_aliases)
         items = await self.resolved(principal, parse_input(create.input, references=True))
+        check_seeing(items, model)
         context: Sequence[Json] = items
         if not create.is_stored and create.previous_response_id:
             if before is None:
@@ -64,7 +66,7 @@ class Orders:
         if not create.is_stored:
             check_outputs(context, len(context) - len(items))
         turn = self.turn_request(principal, create, context)
-        echo = _echo(create, turn, int(time.time()))
+        echo = _echo(create, turn, images_in(items), int(time.time()))
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
 
@@ -140,7 +142,7 @@ def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:
     )
 
 
-def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
+def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: int) -> Echo:
     wishes = create.wishes()
     return Echo(
         model=turn.model,
@@ -161,6 +163,7 @@ def _echo(create: CreateResponse, turn: TurnRequest, created_at: int) -> Echo:
         metadata=create.metadata or {},
         safety_identifier=create.safety_identifier,
         prompt_cache_key=create.prompt_cache_key,
+        images_replaced=images,
         conversation=create.conversation_id,
         previous=create.previous_response_id,
         created_at=created_at,

@@ -38,6 +38,7 @@ class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
     metadata: dict[str, str] = {}
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    images_replaced: int = 0
     conversation: str | None = None
     previous: str | None = None
     created_at: int = 0
@@ -51,8 +52,10 @@ def render_item(item: Item) -> dict[str, Any]:
     """A stored item as the API shows it: content as parts, every required field there."""
     body = item.body
     match body.get("type"):
-        case "function_call" | "function_call_output":
+        case "function_call":
             return {"id": item.id, "status": "completed", **body}
+        case "function_call_output":
+            return {"id": item.id, "status": "completed", **body, "output": _render_output(body["output"])}
     rendered = {"id": item.id, "type": "message", "status": body.get("status", "completed"), "role": body["role"]}
     if "phase" in body:
         rendered["phase"] = body["phase"]
@@ -61,9 +64,15 @@ def render_item(item: Item) -> dict[str, Any]:
     return {**rendered, "content": [_render_part(part, body["role"]) for part in parts]}
 
 
+def _render_output(output: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
+    return output if isinstance(output, str) else [_render_part(part, "tool") for part in output]
+
+
 def _render_part(part: Mapping[str, Any], role: str) -> dict[str, Any]:
     if part["type"] == "refusal":
         return dict(part)
+    if part["type"] == "input_image":
+        return {"type": "input_image", "detail": part["detail"], "image_url": None, "file_id": None}
     if role == "assistant":
         return output_text(part["text"])
     return {"type": "input_text", "text": part["text"]}
@@ -106,7 +115,7 @@ def response_object(
         "store": echo.store,
         "background": echo.background,
         "service_tier": "default",
-        "metadata": echo.metadata | _timing(outcome),
+        "metadata": echo.metadata | _replaced(echo) | _timing(outcome),
         "safety_identifier": echo.safety_identifier,
         "prompt_cache_key": echo.prompt_cache_key,
         "conversation": {"id": echo.conversation} if echo.conversation else None,
@@ -123,6 +132,10 @@ def _usage(outcome: Finished | None) -> dict[str, Any] | None:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
     }
+
+
+def _replaced(echo: Echo) -> dict[str, str]:
+    return {"deskmate:images_replaced": str(echo.images_replaced)} if echo.images_replaced else {}
 
 
 def _timing(outcome: Finished | None) -> dict[str, str]:

@@ -455,7 +455,7 @@ async def test_an_answer_that_is_not_stored_writes_nothing_into_redis_or_its_fil
         ({"input": ""}, "invalid_value", "input"),
         ({}, "invalid_value", "input"),
         ({"input": [{"role": "robot", "content": "x"}]}, "invalid_value", "input[0].role"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "unsupported_parameter", None),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "unsupported_parameter", None),
         ({"input": "x", "background": True, "store": False}, "invalid_value", "background"),
         ({"input": "x", "conversation": "c", "previous_response_id": "r"}, "invalid_value", "previous_response_id"),
         ({"input": "x", "metadata": {"k" * 65: "v"}}, "invalid_value", None),

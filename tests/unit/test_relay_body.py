@@ -7,6 +7,7 @@ import pytest
 from gateway import relay_body
 from gateway.engine import Defaults, ModelFacts
 from gateway.errors import BadRequest, NotFound, Refusal, UnsupportedParameter
+from gateway.prompt import IMAGE_NOTE
 
 MODEL = ModelFacts(
     "m", 8192, 16, Defaults(1024, 0.2, 0.9, 1.1), added_tokens=("<|im_start|>", "<|im_end|>"), tool_parser="hermes"
@@ -153,13 +154,26 @@ def test_images_come_inline_and_only_to_a_model_that_sees():
     remote = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]
     inline = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}]
     seeing = ModelFacts("m", 8192, 16, vision=True)
-    for conversation, model in ((remote, seeing), (remote, MODEL), (inline, MODEL)):
+    for model in (seeing, MODEL):
         with pytest.raises(UnsupportedParameter):
-            chat(model, messages=conversation)
-    assert chat(seeing, messages=inline).fields["messages"] == inline
+            chat(model, messages=remote)
+    made = chat(seeing, messages=inline)
+    assert made.fields["messages"] == inline and made.ignored == []
     block = {"type": "image", "source": {"type": "url", "url": "http://169.254.169.254/"}}
     with pytest.raises(UnsupportedParameter):
         messages(seeing, messages=[{"role": "user", "content": [block]}])
+
+
+def test_a_model_that_reads_text_only_is_told_of_an_image_and_the_caller_that_it_was_left_out():
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
+    for made, kind in (
+        (chat(messages=[{"role": "user", "content": [url, url]}]), "image_url"),
+        (messages(messages=[{"role": "user", "content": [block, block]}]), "image"),
+    ):
+        content = made.fields["messages"][0]["content"]
+        assert [part["type"] for part in content] == ["text"] * 2 and IMAGE_NOTE in content[0]["text"]
+        assert made.ignored == [f"messages[].content[].{kind}"]
 
 
 @pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]], ["a", "b"], None, [], 5])

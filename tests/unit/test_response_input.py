@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from gateway.api import response_input as module
+from gateway.api.response_image import images_in
 from gateway.api.response_input import check_model, parse_create, parse_input, question_of
+from gateway.api.response_output import render_item
 from gateway.api.response_tools import check_parser
 from gateway.body import parse_json
+from gateway.conversations import Item
 from gateway.engine import ModelFacts
 from gateway.errors import BadRequest, NotFound, UnknownParameter, UnsupportedParameter
 from gateway.events import Form
@@ -317,6 +320,22 @@ def test_calls_and_outputs_are_stored_compact_and_taken_back_as_they_were_shown(
         ({"type": "function_call_output", "call_id": "c", "output": [{"type": "x"}]}, "input[0].output[0].type"),
         ({"type": "item_reference", "id": "msg_1"}, "input[0].type"),
         ({"type": "web_search_call"}, "input[0].type"),
+        *(
+            ({"role": "user", "content": [{"type": "input_image", **image}]}, f"input[0].content[0].{field}")
+            for image, field in (
+                ({}, "image_url"),
+                ({"image_url": "https://example.org/a.png"}, "image_url"),
+                ({"image_url": "http://169.254.169.254/"}, "image_url"),
+                ({"image_url": "data:text/html;base64,AAAA"}, "image_url"),
+                ({"image_url": "data:image/png;base64,A"}, "image_url"),
+                ({"image_url": "data:image/png;base64,"}, "image_url"),
+                ({"image_url": "data:image/png;base64,ÄÄÄÄ"}, "image_url"),
+                ({"image_url": {"url": "data:image/png;base64,AAAA"}}, "image_url"),
+                ({"file_id": "file_1"}, "file_id"),
+                ({"image_url": "data:image/png;base64,AAAA", "detail": "x"}, "detail"),
+                ({"image_url": "data:image/png;base64,AAAA", "x": 1}, "x"),
+            )
+        ),
     ],
 )
 def test_an_item_that_is_not_understood_is_refused_by_its_place(item, param):
@@ -332,3 +351,13 @@ def test_an_item_that_is_only_named_is_a_reference_with_or_without_its_type():
         named,
         named | {"id": "msg_2"},
     ]
+
+
+def test_of_an_image_only_that_it_was_there_is_kept_and_its_item_may_be_sent_back():
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": None}
+    (item,) = parse_input([{"role": "user", "content": [{"type": "input_text", "text": "a"}, image]}])
+    assert item["content"] == [{"type": "input_text", "text": "a"}, {"type": "input_image", "detail": "auto"}]
+    shown = render_item(Item("msg_1", item))
+    assert parse_input([shown]) == [item] and images_in([item, item]) == 2
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    assert images_in(parse_input([output])) == 1
