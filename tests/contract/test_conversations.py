@@ -258,6 +258,20 @@ async def test_one_item_is_read_and_deleted_by_its_id(desk: Desk) -> None:
             await desk.store.delete_item(desk.owner, conversation, id)
 
 
+async def test_an_item_is_found_by_its_id_wherever_it_lies_but_only_by_its_owner(desk: Desk) -> None:
+    call = {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}
+    conversation = (await desk.store.create(desk.owner, {}, [call])).id
+    [item] = await desk.store.history(desk.owner, conversation, None)
+    turn = await desk.turn("1", "2")
+    [asked, answered] = await desk.store.history(desk.owner, None, turn)
+    for one in (item, asked, answered):
+        assert await desk.store.any_item(desk.owner, one.id) == one
+        assert await desk.store.any_item("u_eve", one.id) is None
+    await desk.store.delete_item(desk.owner, conversation, item.id)
+    for id in (item.id, asked.id.replace("msg", "fc"), "msg_short", "", "msg_:1"):
+        assert await desk.store.any_item(desk.owner, id) is None
+
+
 async def test_an_item_deleted_in_one_branch_stays_in_the_other(desk: Desk) -> None:
     trunk = await desk.conversation()
     turn = await desk.turn("1", "2", conversation=trunk)

@@ -93,6 +93,18 @@ async def test_the_whole_loop_works_in_a_conversation_and_its_items_are_listed(c
     assert one.model_dump() | {"deskmate:response": first.id} == items[1].model_dump() and one.id.startswith("fc_")
 
 
+async def test_a_conversation_may_be_filled_with_calls_and_their_outputs(client, scripted):
+    call = {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "rain"}
+    begun: Any = [{"role": "user", "content": "Weather?"}, call]
+    conversation = await client.conversations.create(items=begun)
+    added: Any = await client.conversations.items.create(conversation.id, items=[output])
+    assert added.data[0].model_dump(exclude_unset=True) == output | {"id": added.data[0].id, "status": "completed"}
+    await client.responses.create(input="So?", conversation=conversation.id)
+    roles = [message["role"] for message in scripted.generations[-1].body["messages"]]
+    assert roles == ["system", "user", "assistant", "tool", "user"]
+
+
 async def test_the_whole_loop_works_on_plain_input_and_stores_nothing(client, scripted):
     scripted.script(tools=[BONN])
     asked: Any = [{"role": "user", "content": "Weather?"}]

@@ -85,6 +85,24 @@ async def test_when_the_engine_dies_the_same_stream_says_so_and_the_same_answer_
         assert (await client.responses.retrieve(events[-1].response.id)).output_text == LONG
 
 
+async def test_a_call_that_was_being_written_when_its_gateway_was_killed_is_written_again_unseen(gateway, worker):
+    tool: Any = {"type": "function", "name": "f", "parameters": None, "strict": None}
+    worker.script(answer="I look.\n", tools=[{"name": "f", "arguments": {"a": "x" * 200}}], pace_ms=10)
+    async with await gateway.client("ada") as client:
+        await gateway.until_ready()
+        id = await begin_in_background(client, worker, tools=[tool], tool_choice="required")
+        before = [event async for event in seen(client, id, until=6)]
+        gateway.stop(signal.SIGKILL)
+        gateway.start()
+        after = [event async for event in seen(client, id, starting_after=before[-1].sequence_number)]
+        numbers = [event.sequence_number for event in [*before, *after]]
+        assert numbers == list(range(len(numbers))) and words([*before, *after]) == "I look.\n"
+        _, call = (await client.responses.retrieve(id)).output
+        assert (call.name, call.status, call.arguments) == ("f", "completed", '{"a":"' + "x" * 200 + '"}')
+        asked = worker.generations[-1].body
+        assert asked["kv_transfer_params"] and asked["tool_choice"] == "required"
+
+
 async def test_an_answer_survives_the_death_of_redis(gateway, worker, mortal_redis_server):
     async with await gateway.client("ada") as client:
         await gateway.until_ready()
