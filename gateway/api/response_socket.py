@@ -29,7 +29,7 @@ from gateway.api.responses import stream
 from gateway.auth import Principal
 from gateway.auth import Scope as Permission
 from gateway.auth.authenticator import Authenticator
-from gateway.body import parse_json
+from gateway.body import checked, parse_json
 from gateway.conversations import Attached
 from gateway.conversations.ids import new_shelf
 from gateway.engine import Engine
@@ -139,7 +139,7 @@ class _Connection:
         self._memory = Memory()
         self._heard: asyncio.Queue[tuple[Mapping[str, Any] | Refusal, int] | None] = asyncio.Queue()
         self._bytes_ahead = 0
-        self._answering = False
+        self._asked = 0  # responses asked for and not told to their end
         self._turn: LiveTurn | None = None
         self._cancelled = False
         self._goodbye: Goodbye | None = None
@@ -180,23 +180,25 @@ class _Connection:
         body = parse_json(raw)
         match body.get("type"):
             case "response.create":
-                self._put(body, len(raw))
+                self._asked += self._put(body, len(raw))
             case "response.cancel":
-                self._cancel(body.get("response_id"))
+                self._cancel(checked(body, optional={"type": str, "response_id": str}).get("response_id"))
             case _:
                 raise BadRequest("`type` is one of response.create, response.cancel.", param="type")
 
-    def _put(self, heard: Mapping[str, Any] | Refusal, size: int) -> None:
+    def _put(self, heard: Mapping[str, Any] | Refusal, size: int) -> bool:
+        """Whether it will be answered."""
         if self._heard.qsize() >= MOST_AHEAD or self._bytes_ahead + size > self._door.most_bytes:
             self.leave(_TOO_FAST)
         if self._goodbye is None:
             self._bytes_ahead += size
             self._heard.put_nowait((heard, size))
+        return self._goodbye is None
 
-    def _cancel(self, response: Any) -> None:
+    def _cancel(self, response: str | None) -> None:
         """End the answer under way, or the next one, when it has not begun."""
         is_it = response is None or (self._turn is not None and self._turn.id == response)
-        if not is_it or not (self._answering or self._heard.qsize()):
+        if not is_it or not self._asked:
             raise NotFound("No such response is being written on this connection.", param="response_id")
         self._cancelled = True
         if self._turn is not None:
@@ -216,7 +218,6 @@ class _Connection:
         await self._close(self._goodbye or _STOPPING)
 
     async def _answer(self, body: Mapping[str, Any]) -> None:
-        self._answering = True
         try:
             await self._create(body)
         except Refusal:
@@ -224,7 +225,8 @@ class _Connection:
                 self._memory.forget(previous)  # a chain that failed once is begun anew, as at OpenAI
             raise
         finally:
-            self._answering = self._cancelled = False
+            self._asked -= 1
+            self._cancelled = False
             self._turn = None
 
     async def _create(self, body: Mapping[str, Any]) -> None:
