@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION
 from gateway.admission.queue import RoundRobinQueue, share
-from gateway.api import admin, conversations, messages, openai, ops, pages, response_socket, responses, sign_in
+from gateway.api import admin, conversations, messages, openai, openapi, ops, pages, response_socket, responses, sign_in
 from gateway.api.relayed import RelayDoor
 from gateway.api.response_order import Orders
 from gateway.auth import Principal
@@ -115,6 +115,7 @@ class Gateway:
             response_socket.router(self._sockets),
             conversations.router(conversations.ConversationsDoor(auth, self.store)),
             sign_in.router(auth, login),
+            openapi.router(auth),
             admin.router(auth, links, self.runner.stop_all),
             ops.router(self._ops),
             pages.router(),
