@@ -183,8 +183,8 @@ class Runner:
             outcome = Finished("failed", code=refusal.code, message=refusal.message)
         finally:
             live.ending = True
-            if not outcome.prompt_tokens and live.said.tokens:
-                counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": live.said.tokens}
+            if not outcome.prompt_tokens and (produced := live.said.tokens + live.said.unseen):
+                counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": produced}
                 outcome = msgspec.structs.replace(outcome, **counts)
             with anyio.CancelScope(shield=True):
                 await self._finish(live, msgspec.structs.replace(outcome, completed_at=int(time.time())))

@@ -149,6 +149,7 @@ class Said:
     pieces: list[str] = field(default_factory=list)
     rest: Rest | None = None  # the end of the answer: the engine has nothing more to say
     tokens: int = 0
+    unseen: int = 0  # tokens beside these, of what is kept back until it is whole
 
     @classmethod
     def of(cls, events: Iterable[TurnEvent]) -> "Said":
@@ -214,7 +215,7 @@ async def run_turn(
         yield speech.finish()
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
-            await place.release(speech.tokens)
+            await place.release(speech.tokens + said.unseen)
 
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
@@ -418,6 +419,7 @@ class _Speech:
         """A new try: ids whose text never came belong to nothing."""
         self.held.clear()
         self.kept.clear()
+        self.tokens, self.said.unseen = self.tokens + self.said.unseen, 0
         self.seen = self.said.text if self.form and self.form.format else ""
         self.before = 0 if self.anew else len(self.said.token_ids)
         self.usage = self.finish_reason = None
@@ -450,6 +452,8 @@ class _Speech:
         if text:
             self._note(len(ids) or 1)
             events.append(Delta(text, tuple(ids)))
+        if self.form is not None:
+            self.said.unseen = len(self.held)
         return events
 
     def _keep(self, form: Form, choice: ChatChoice, content: str, *, begun: bool) -> str:
@@ -483,7 +487,7 @@ class _Speech:
         """What was kept, once the engine has ended."""
         if self.form is None or not self.kept.parts:
             return None
-        tokens = max(1, len(self.held))
+        tokens, self.said.unseen = max(1, len(self.held)), 0
         self._note(tokens)
         return self.kept.rest(self.form, tokens, self.finish_reason == "length")
 

@@ -1,7 +1,10 @@
 """Turns whose answer is more than text: calls kept back until they are whole, JSON written again, both after a loss."""
 
+import asyncio
+import inspect
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -94,6 +97,9 @@ class Engine:
         for burst in self.scripts.pop(0):
             if isinstance(burst, Exception):
                 raise burst
+            if inspect.isawaitable(burst):
+                await burst
+                continue
             yield burst if isinstance(burst, list) else [burst]
 
     async def until_ready(self) -> None: ...
@@ -102,11 +108,14 @@ class Engine:
         return "".join(LETTERS[number] for number in token_ids)
 
 
-async def run(engine: Engine, form: Form, *before: TurnEvent, max_tokens: int = 50) -> list[TurnEvent]:
+def asked_for(form: Form, max_tokens: int = 50) -> TurnRequest:
     items = [{"type": "message", "role": "user", "content": "hi"}]
     sampling = Sampling(max_tokens=max_tokens, temperature=0.5, top_p=0.9, repetition_penalty=1.1)
-    request = TurnRequest("resp_1", "ada", "salt", "m", None, items, Window(), sampling, form)
-    turn = run_turn(request, None, Place(), engine, Said.of(before))  # type: ignore[arg-type]
+    return TurnRequest("resp_1", "ada", "salt", "m", None, items, Window(), sampling, form)
+
+
+async def run(engine: Engine, form: Form, *before: TurnEvent) -> list[TurnEvent]:
+    turn = run_turn(asked_for(form), None, Place(), engine, Said.of(before))  # type: ignore[arg-type]
     return [event async for event in turn][1:]  # without the seat
 
 
@@ -200,6 +209,25 @@ async def test_tokens_behind_the_text_that_was_seen_are_taken_back():
     )
     await run(engine, WITH_TOOLS)
     assert engine.asked[1]["kv_transfer_params"]["prompt_token_ids"] == [*PROMPT, *ids("look")]
+
+
+async def test_tokens_of_a_call_that_is_not_whole_are_counted_when_the_turn_is_ended():
+    place, said, held = Place(), Said(), asyncio.Event()
+    engine = Engine([OPENING, *WEATHER, held.wait()])
+    turn = run_turn(asked_for(WITH_TOOLS), None, place, engine, said)  # type: ignore[arg-type]
+    running = asyncio.create_task(_all_of(turn))
+    async with asyncio.timeout(5):
+        while said.unseen < 3:  # noqa: ASYNC110 - the turn tells nobody of what it keeps back
+            await asyncio.sleep(0.001)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (said.tokens, said.unseen, place.tokens) == (6, 3, 9)
+
+
+async def _all_of(turn: AsyncGenerator[TurnEvent, None]) -> list[TurnEvent]:
+    async with aclosing(turn):
+        return [event async for event in turn]
 
 
 async def test_a_loss_before_a_word_asks_for_the_whole_again():
