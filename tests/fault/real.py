@@ -128,9 +128,16 @@ class Kills:
 
 
 async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print) -> Kills:
-    """Gateways are killed one after the other, and a worker whenever all are loaded: ten or more to one."""
+    """Gateways are killed one after the other, and a worker whenever all are loaded: ten or more to one.
+
+    Ctrl-C ends the killing; what was done until then is checked and told.
+    """
     made, began = Kills(), time.monotonic()
-    over = asyncio.Event()
+    over, stop = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+
+    def enough() -> bool:
+        return stop.is_set() or (workers.done() and made.gateways >= kills * PER_WORKER_KILL // (PER_WORKER_KILL + 1))
 
     def count() -> None:
         answers, minutes = len(desk.history.questions), (time.monotonic() - began) / 60
@@ -138,8 +145,8 @@ async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print
 
     async with people(desk, ASKERS) as crowd:
         asking = [asyncio.create_task(_ask_on(person, over)) for person in crowd]
-        workers = asyncio.create_task(_kill_workers(desk, kills // (PER_WORKER_KILL + 1), made, count))
-        while made.gateways < kills * PER_WORKER_KILL // (PER_WORKER_KILL + 1) or not workers.done():
+        workers = asyncio.create_task(_kill_workers(desk, kills // (PER_WORKER_KILL + 1), made, count, stop))
+        while not enough():
             await _until_under_way(desk)
             await desk.nemesis.kill_gateway(made.gateways % 2)
             made.gateways += 1
@@ -170,9 +177,9 @@ async def _until_under_way(desk: Desk) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _kill_workers(desk: Desk, count: int, made: Kills, counted: Callable[[], None]) -> None:
+async def _kill_workers(desk: Desk, count: int, made: Kills, counted: Callable[[], None], stop: asyncio.Event) -> None:
     """One after the other, every fourth time all at once; then they load again."""
-    while made.workers < count:
+    while made.workers < count and not stop.is_set():
         await _until_under_way(desk)
         all_at_once = made.workers % 4 == 2
         victims = list(desk.workers) if all_at_once else [desk.workers[made.workers % len(desk.workers)]]

@@ -44,13 +44,12 @@ async def test_people_go_on_through_every_fault(pytestconfig: pytest.Config, cap
 async def test_answers_of_a_real_engine_survive_every_kill(
     pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    kills = pytestconfig.getoption("--real-kills")
     assert pytestconfig.cache is not None
     model = make_tiny_model(pytestconfig.cache.mkdir("models") / "tiny-qwen2")
     with capsys.disabled():
         async with desk(workers=[RealWorker(tmp_path / str(number), model) for number in range(2)]) as made:
-            kept = await run_real(made, kills)
-        report("real-kills", kills, kept.table())
+            kept = await run_real(made, pytestconfig.getoption("--real-kills"))
+        report("real-kills", kept.gateways, kept.table())
     assert kept.breaches == []
     assert kept.whole == kept.answers > 0
 
