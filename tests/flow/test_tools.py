@@ -271,7 +271,7 @@ LONG = {"name": "weather", "arguments": {"city": "x" * 300}}
 @pytest.mark.parametrize("text", ["I look it up.\n", "I look it up."], ids=["a border", "inside a token"])
 async def test_a_call_that_was_being_written_when_the_engine_died_is_written_again_unseen(client, scripted, text):
     spoken = len(tokenize(text))
-    scripted.script(answer=text, tools=[LONG], fail=f"close_after:{spoken + 20}", times=1)
+    scripted.script(answer=text, tools=[LONG], fail=f"close_after:{spoken + 20}", times=1, pace_ms=2)
     events = await events_of(await client.responses.create(input="x", tools=[WEATHER], stream=True))
     states = [event["state"] for event in events if event["type"] == "deskmate:progress"]
     assert (states[0], states[-1]) == ("engine_lost", "resuming")
@@ -288,7 +288,7 @@ async def test_a_call_that_was_being_written_when_the_engine_died_is_written_aga
 
 
 async def test_a_text_cut_before_its_call_goes_on_from_its_tokens_and_calls(client, scripted):
-    scripted.script(answer="I look it up in the book.", tools=[LONG], fail="close_after:4", times=1)
+    scripted.script(answer="I look it up in the book.", tools=[LONG], fail="close_after:4", times=1, pace_ms=2)
     events = await events_of(await client.responses.create(input="x", tools=[WEATHER], stream=True))
     message, call = events[-1]["response"]["output"]
     assert message["content"][0]["text"] == "I look it up in the book." and call["name"] == "weather"
@@ -304,7 +304,7 @@ async def test_an_answer_of_a_given_form_is_written_again_when_nobody_reads_alon
 
 
 async def test_a_streamed_answer_of_a_given_form_goes_on_if_it_is_written_as_it_was_seen(client, scripted):
-    scripted.script(answer='{"city": "Bonn am Rhein"}', fail="close_after:4", times=1)
+    scripted.script(answer='{"city": "Bonn am Rhein"}', fail="close_after:4", times=1, pace_ms=10)
     events = await events_of(await client.responses.create(input="x", text=FORM, stream=True))
     text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     assert events[-1]["type"] == "response.completed" and text == '{"city": "Bonn am Rhein"}'
@@ -312,12 +312,15 @@ async def test_a_streamed_answer_of_a_given_form_goes_on_if_it_is_written_as_it_
 
 
 async def test_a_streamed_answer_of_a_given_form_fails_where_it_is_written_otherwise(client, scripted):
-    scripted.script(answer='{"city": "Bonn am Rhein"}', fail="close_after:4", times=1, pace_ms=20)
-    events = []
+    scripted.script(answer='{"city": "' + "Bonn " * 40 + '"}', pace_ms=20)
+    events, died = [], False
     async for event in await client.responses.create(input="x", text=FORM, stream=True):
         events.append(event.model_dump())
-        if getattr(event, "state", "") == "engine_lost":
-            scripted.script(answer='{"village": "Bonn"}')
+        if not died and [event["type"] for event in events].count("response.output_text.delta") == 2:
+            died = True
+            scripted.stop()
+            scripted.script(answer='{"village": "Bonn"}', pace_ms=0)
+            scripted.start()
     assert events[-1]["type"] == "response.failed" and events[-1]["response"]["error"]["code"] == "engine_lost"
     assert events[-1]["response"]["output"][0]["status"] == "incomplete"
 
