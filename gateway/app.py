@@ -16,7 +16,19 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION
 from gateway.admission.queue import RoundRobinQueue, share
-from gateway.api import admin, conversations, messages, openai, openapi, ops, pages, response_socket, responses, sign_in
+from gateway.api import (
+    admin,
+    conversations,
+    messages,
+    openai,
+    openapi,
+    ops,
+    pages,
+    response_compact,
+    response_socket,
+    responses,
+    sign_in,
+)
 from gateway.api.relayed import RelayDoor
 from gateway.api.response_order import Orders
 from gateway.auth import Principal
@@ -112,6 +124,7 @@ class Gateway:
             openai.router(relayed),
             messages.router(relayed),
             responses.router(turns),
+            response_compact.router(response_compact.CompactDoor(auth, orders, self.store, self.runner)),
             response_socket.router(self._sockets),
             conversations.router(conversations.ConversationsDoor(auth, self.store)),
             sign_in.router(auth, login),

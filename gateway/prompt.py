@@ -18,6 +18,7 @@ TOOLS_TEMPLATE_TOKENS = 512  # that it may say about tools before it lists them
 JSON_GROWTH = 6  # of a byte that a template escapes
 BYTES_PER_TOKEN = 3  # a cautious estimate while no engine can count: English has about 4, Chinese about 3
 IMAGE_NOTE = "[An image was attached here; this model cannot see it.]"
+SUMMARY_NOTE = "Summary of the conversation so far:\n"
 _UNKNOWN_TOKENIZER = (
     r"<\|[^|<>\s]{1,64}\|>|<\uff5c[^<>\s]{1,64}\uff5c>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|unk|pad)>"
     r"|<(?:start|end)_of_turn>|</?(?:think|tool_call|tool_response)>"
@@ -156,6 +157,9 @@ def to_messages(system: str | None, items: Sequence[Mapping[str, Any]], added_to
             case "function_call":
                 called.add(item["call_id"])
                 _add_call(messages, _call(item, added_tokens))
+            case "compaction":
+                told = [*item["instructions"], SUMMARY_NOTE + item["summary"]]
+                messages += [Message("system", neutralise(text, added_tokens)) for text in told]
             case "function_call_output" if item["call_id"] in called:
                 id = neutralise(item["call_id"], added_tokens)
                 messages.append(Message("tool", neutralise(text_of(item), added_tokens), tool_call_id=id))

@@ -113,6 +113,14 @@ OPERATIONS = (
         beyond=_OF_THE_ENGINE,
     ),
     Operation(
+        "POST",
+        "/v1/responses/compact",
+        "A conversation made short: an input that goes on in its place",
+        "CompactedResponse",
+        takes="CompactResponse",
+        beyond=_OF_THE_ENGINE,
+    ),
+    Operation(
         "GET",
         "/v1/responses/{id}",
         "A stored response; with `stream=true` its events, from `starting_after` on, also while it is written",

@@ -152,6 +152,13 @@ _ANSWERS: Mapping[str, Fields] = {
         "total_tokens": "integer",
     },
     "ResponseDeleted": {"id": "string", "object": "=response", "deleted": "boolean"},
+    "CompactedResponse": {
+        "id": "string",
+        "object": "=response.compaction",
+        "created_at": "integer",
+        "output": "Item[]",
+        "usage": "ResponseUsage",
+    },
     "InputTokens": {"object": "=response.input_tokens", "input_tokens": "integer"},
     # items
     "Message": {
@@ -177,6 +184,7 @@ _ANSWERS: Mapping[str, Fields] = {
         "call_id": "string",
         "output": "string|object[]",
     },
+    "Compaction": {"id": "string", "type": "=compaction", "encrypted_content": "string"},
     "InputText": {"type": "=input_text", "text": "string"},
     "InputImage": {
         "type": "=input_image",
@@ -239,9 +247,9 @@ _ANSWERS: Mapping[str, Fields] = {
 }
 
 _UNIONS: Mapping[str, str] = {
-    "Item": "Message|FunctionCall|FunctionCallOutput",
+    "Item": "Message|FunctionCall|FunctionCallOutput|Compaction",
     "ContentPart": "InputText|InputImage|OutputText|Refusal",
-    "InputItem": "InputMessage|InputCall|InputCallOutput|ItemReference",
+    "InputItem": "InputMessage|InputCall|InputCallOutput|InputCompaction|ItemReference",
 }
 
 _EVENTS: Mapping[str, Fields] = {
@@ -292,6 +300,12 @@ _INPUTS: Mapping[str, Fields] = {
         "id?": "string|null",
         "status?": "string|null",
     },
+    "InputCompaction": {
+        "type": "=compaction",
+        "encrypted_content": {"type": "string", "minLength": 1},
+        "id?": "string|null",
+        "created_by?": "string|null",
+    },
     "ItemReference": {"type?": "=item_reference", "id": {"type": "string", "minLength": 1}},
     "FunctionTool": {
         "type": "=function",
@@ -309,6 +323,16 @@ _INPUTS: Mapping[str, Fields] = {
             "items": {"$ref": "#/components/schemas/InputItem"},
         },
         "metadata?": {"anyOf": [_METADATA, {"type": "null"}]},
+    },
+    "CompactResponse": {
+        "model": "string",
+        "input?": "string|InputItem[]|null",
+        "previous_response_id?": "string|null",
+        "instructions?": "string|null",
+        "service_tier?": "string|null",
+        "prompt_cache_key?": {"type": ["string", "null"], "maxLength": 64},
+        "prompt_cache_retention?": "string|null",
+        "prompt_cache_options?": {"enum": [None]},
     },
     "UpdateConversation": {"metadata": {"anyOf": [_METADATA, {"type": "null"}]}},
     "AddItems": {

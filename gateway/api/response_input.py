@@ -201,7 +201,8 @@ def parse_input(
 ) -> list[dict[str, Any]]:
     """Items as they are stored: compact. Raises for what is no item or not supported yet.
 
-    With `references` an item may be `{"type": "item_reference", "id": …}`; its caller puts the item in its place.
+    With `references` an item may be `{"type": "item_reference", "id": …}` or a sealed `compaction`; its caller puts the
+    item in its place, or opens it.
     """
     if value is None or value == [] or value == "":
         raise BadRequest(f"`{param}` is empty: ask something.", param=param)
@@ -220,6 +221,9 @@ def _parse_item(item: Any, param: str, references: bool) -> dict[str, Any]:
             return _parse_call(item, param)
         case "function_call_output":
             return _parse_output(item, param)
+        case "compaction" if references:
+            _check_fields(item, {"type", "id", "encrypted_content", "created_by"}, param)
+            return {"type": "compaction", "encrypted_content": _string(item, "encrypted_content", param)}
         case "item_reference" if references:
             _check_fields(item, {"type", "id"}, param)
             return {"type": "item_reference", "id": _string(item, "id", param)}

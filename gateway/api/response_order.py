@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway import compaction
 from gateway.api.response_image import check_seeing, images_in
 from gateway.api.response_input import CreateResponse, check_model, parse_input, question_of
 from gateway.api.response_output import Echo, StreamRenderer, encode_echo
 from gateway.api.response_tools import check_parser
 from gateway.auth import Principal
+from gateway.auth.seal import NotSealedHere, unseal
 from gateway.auth.secret import Secrets
 from gateway.conversations import Begin, Conversations, Json
 from gateway.conversations.ids import new_id, new_shelf
 from gateway.engine import Defaults, Engine
-from gateway.errors import NotFound
+from gateway.errors import BadRequest, NotFound
 from gateway.events import Sampling
 from gateway.live import LiveTurn
 from gateway.prompt import Window, title_of
@@ -54,7 +56,7 @@ class Orders:
     ) -> tuple[Order, Echo]:
         """`before`: the context of a previous response that is not stored, where its caller has it."""
         model = self.engine.model
-        check_model(create.model, model.id if model else None, self.settings.model_aliases)
+        self.check_model(create)
         items = await self.resolved(principal, parse_input(create.input, references=True))
         check_seeing(items, model)
         context: Sequence[Json] = items
@@ -69,6 +71,10 @@ class Orders:
         echo = _echo(create, turn, images_in(items), int(time.time()))
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
+
+    def check_model(self, create: CreateResponse) -> None:
+        model = self.engine.model
+        check_model(create.model, model.id if model else None, self.settings.model_aliases)
 
     def turn_request(self, principal: Principal, create: CreateResponse, items: Sequence[Json]) -> TurnRequest:
         model, wishes = self.engine.model, create.wishes()
@@ -86,15 +92,28 @@ class Orders:
         )
 
     async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:
-        """Items of the owner's that are only named, in the place of their names."""
+        """Items of the owner's that are only named, in the place of their names; what is sealed for them, opened."""
         return [await self._item(principal, item, at) for at, item in enumerate(items)]
 
     async def _item(self, principal: Principal, item: Json, at: int) -> Json:
+        if item["type"] == "compaction":
+            return self._opened(principal, item, f"input[{at}].encrypted_content")
         if item["type"] != "item_reference":
             return item
         if (found := await self.store.any_item(principal.user, item["id"])) is None:
             raise NotFound(f"There is no item `{item['id'][:80]}`.", param=f"input[{at}].id")
         return found.body
+
+    def _opened(self, principal: Principal, item: Json, param: str) -> Json:
+        try:
+            content = unseal(self.secrets, principal.user, item["encrypted_content"])
+        except NotSealedHere:
+            raise BadRequest(
+                "This `encrypted_content` was not made here for you, or it was changed.",
+                code="invalid_encrypted_content",
+                param=param,
+            ) from None
+        return compaction.opened(item, compaction.decode(content))
 
     def _begin(
         self,

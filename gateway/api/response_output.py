@@ -54,6 +54,8 @@ def render_item(item: Item) -> dict[str, Any]:
     match body.get("type"):
         case "function_call":
             return {"id": item.id, "status": "completed", **body}
+        case "compaction":
+            return {"id": item.id, "type": "compaction", "encrypted_content": body["encrypted_content"]}
         case "function_call_output":
             return {"id": item.id, "status": "completed", **body, "output": _render_output(body["output"])}
     rendered = {"id": item.id, "type": "message", "status": body.get("status", "completed"), "role": body["role"]}
@@ -109,7 +111,7 @@ def response_object(
         "top_logprobs": 0,
         "temperature": echo.temperature,
         "reasoning": {"effort": None, "summary": None},
-        "usage": _usage(outcome),
+        "usage": usage_of(outcome) if outcome else None,
         "max_output_tokens": echo.max_output_tokens,
         "max_tool_calls": echo.max_tool_calls,
         "store": echo.store,
@@ -122,9 +124,7 @@ def response_object(
     }
 
 
-def _usage(outcome: Finished | None) -> dict[str, Any] | None:
-    if outcome is None:
-        return None
+def usage_of(outcome: Finished) -> dict[str, Any]:
     return {
         "input_tokens": outcome.prompt_tokens,
         "input_tokens_details": {"cached_tokens": outcome.cached_tokens, "cache_write_tokens": 0},

@@ -5,9 +5,11 @@ Every body and every event is read strictly (`open_responses.py`), then looked a
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +19,7 @@ import pytest
 from tests.fake_worker import FakeWorker
 from tests.flow.open_responses import (
     Json,
+    checked_compaction,
     checked_error,
     checked_event,
     checked_order,
@@ -54,6 +57,12 @@ class Server:
         answer = await self.post({"model": "fake", "input": input, **more})
         assert answer.status_code == 200, answer.text
         return completed(checked_response(answer.content))
+
+    async def compacted(self, **asked: Any) -> list[Json]:
+        answer = await self.post({"model": "fake", **asked}, "/v1/responses/compact")
+        assert answer.status_code == 200, answer.text
+        output: list[Json] = checked_compaction(answer.content)["output"]
+        return output
 
     @asynccontextmanager
     async def socket(self) -> AsyncIterator["Socket"]:
@@ -180,6 +189,21 @@ async def multi_turn(server: Server) -> None:
     assert server.asked() == [{name: turn[name] for name in ("role", "content")} for turn in turns]
 
 
+@check
+async def compact_response(server: Server) -> None:
+    said = [user("I am Ada."), {"type": "message", "role": "assistant", "content": "Hello!"}]
+    output = await server.compacted(input=said)
+    assert [item["type"] for item in output] == ["message", "compaction"] and output[-1]["encrypted_content"]
+    await server.answered([*output, user("Who am I?")])
+
+
+@check
+async def compact_missing_model(server: Server) -> None:
+    answer = await server.post({"input": [user("Hello?")]}, "/v1/responses/compact")
+    assert answer.status_code == 400
+    assert checked_error(answer.content)["param"] == "model" and server.worker.generations == []
+
+
 # over WebSocket -------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +259,19 @@ async def websocket_failed_continuation_evicts_cache(server: Server) -> None:
         assert await socket.refused([user("Two")], store=False, previous_response_id=first["id"]) == NOT_FOUND
 
 
+@check
+async def websocket_compact_new_chain(server: Server) -> None:
+    async with server.socket() as socket:
+        first = await socket.answered([user("One")], store=False)
+        output = await server.compacted(input=[user("One"), *first["output"]])
+        second = await socket.answered([*output, user("Two")], store=False)
+        assert second["previous_response_id"] is None
+        before = [message["content"] for message in server.asked()]
+        await socket.answered([user("Three")], store=False, previous_response_id=second["id"])
+    assert [message["content"] for message in server.asked()] == [*before, *texts(second), "Three"]
+    assert before[0] == "One" and before[-1] == "Two" and texts(first)[0] not in before
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +283,12 @@ async def server(ready: GatewayProcess, scripted: FakeWorker, person: str) -> Se
 @pytest.mark.parametrize("name", CHECKS)
 async def test_what_open_responses_asks_for_is_so(server, name):
     await CHECKS[name](server)
+
+
+def test_there_are_seventeen_checks_and_the_document_names_each():
+    document = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \|", document.partition("## Open Responses")[2], re.MULTILINE) == [*CHECKS]
+    assert len(CHECKS) == 17
 
 
 async def test_all_that_one_key_asks_at_once_is_answered(server):

@@ -97,6 +97,11 @@ async def test_an_answer_and_its_events_are_as_described(http, scripted: FakeWor
     check("Response", (await http.post(f"/v1/responses/{response['id']}/cancel")).json())
     check("ItemList", (await http.get(f"/v1/responses/{response['id']}/input_items")).json())
     check("InputTokens", (await http.post("/v1/responses/input_tokens", json={"input": "hello"})).json())
+    short = check("CompactResponse", {"model": "fake", "input": "hello"})
+    short = check("CompactedResponse", (await http.post("/v1/responses/compact", json=short)).json())["output"]
+    again = check("CreateResponse", {"input": [*short, *HELLO]})
+    again = check("Response", (await http.post("/v1/responses", json=again)).json())
+    check("ItemList", (await http.get(f"/v1/responses/{again['id']}/input_items")).json())
     check("ResponseDeleted", (await http.delete(f"/v1/responses/{response['id']}")).json())
 
 
