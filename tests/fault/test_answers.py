@@ -2,6 +2,7 @@
 that leave. F12, F27, F28, F32."""
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -65,7 +66,14 @@ def requests(text: str) -> list[tuple[str, dict[str, Any]]]:
         (anthropic, {"model": "fake", "system": text, "messages": history, "max_tokens": 16}),
         (anthropic, {"model": "fake", "system": parts, "messages": [said("user", parts)], "max_tokens": 16}),
         ("/v1/responses", {"input": [{"type": "message", **one} for one in history], "instructions": text}),
+        ("/v1/responses", {"input": called(text), "tools": [{"type": "function", **tool["function"]}]}),
     ]
+
+
+def called(text: str) -> list[dict[str, Any]]:
+    """A call of a tool and what came of it."""
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": json.dumps({"a": text})}
+    return [call, {"type": "function_call_output", "call_id": "call_1", "output": text}]
 
 
 def split(head: str, tail: str) -> list[tuple[str, dict[str, Any]]]:
@@ -102,7 +110,7 @@ def template_tokens(generation: dict[str, Any]) -> int:
     if "messages" not in body:
         return 0
     messages = [said("system", "")] * bool(body.get("system")) + [said("user", "")] * len(body["messages"])
-    return len([number for number in chat_ids(messages) if number in CONTROL])
+    return len([number for number in chat_ids(messages, [{}] if body.get("tools") else None) if number in CONTROL])
 
 
 async def test_text_with_control_tokens_is_kept_and_shown_as_it_was_typed(desk: Desk):
