@@ -7,6 +7,7 @@ from pathlib import Path
 from deploy import cli
 from deploy.errors import EXIT_CODES
 from gateway.__main__ import _parser as gateway_parser
+from tests.docs import blocks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "administrator.md"
 HELP = "-h"
@@ -80,13 +81,8 @@ TABLES = {"exit codes": exit_codes, "command line": command_line}
 
 
 def main() -> None:
-    text = PAGE.read_text()
     for name, made in TABLES.items():
-        before, begin, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        assert end, f"{PAGE} has no block {name}"
-        text = f"{before}{begin}{made()}\n{end}{after}"
-    PAGE.write_text(text)
+        blocks.put(PAGE, name, made())
 
 
 if __name__ == "__main__":
