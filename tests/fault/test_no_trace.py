@@ -138,6 +138,7 @@ async def refused(sender: Sender) -> None:
         assert await send("/v1/responses", name, lambda word, f=field, n=name: f | {n: word}) in (400, 404)
     assert await send("/v1/chat/completions", "dangerous", cache_salt="x") == 400
     assert await send("/v1/responses/input_tokens", "counted", lambda word: {"input": word}) == 200
+    assert await send("/v1/responses/compact", "made short", lambda word: {"model": "fake", "input": word}) == 200
     counted = lambda word: {"model": "fake", "messages": [{"role": "user", "content": word}]}  # noqa: E731
     assert await send("/v1/messages/count_tokens", "counted", counted) == 200
 
