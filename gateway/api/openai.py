@@ -1,5 +1,6 @@
 """The door of OpenAI's stateless routes: models, chat completions, completions. Translates, decides nothing."""
 
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from fastapi import APIRouter
@@ -8,7 +9,7 @@ from starlette.responses import Response
 
 from gateway import relay_body
 from gateway.api.relayed import RelayDoor
-from gateway.api.shapes import json_response
+from gateway.api.shapes import json_response, page
 from gateway.engine import ModelFacts
 from gateway.errors import NotFound
 from gateway.relay import CHAT, COMPLETION, RelayResponse
@@ -28,7 +29,7 @@ def router(door: RelayDoor) -> APIRouter:
     async def models(request: Request) -> Response:
         await door.principal(request)
         model = door.engine.model
-        return json_response({"object": "list", "data": [_card(model, door.engine.since)] if model else []})
+        return json_response(page([_card(model, door.engine.since)] if model else [], False))
 
     async def model(request: Request) -> Response:
         await door.principal(request)
@@ -61,12 +62,18 @@ def router(door: RelayDoor) -> APIRouter:
 
 
 def _card(model: ModelFacts, since: float) -> dict[str, Any]:
+    """What OpenAI's clients read, what Anthropic's read, and what only ours do."""
     defaults = model.defaults
     return {
         "id": model.id,
         "object": "model",
         "created": int(since),
         "owned_by": "deskmate",
+        "type": "model",
+        "display_name": model.id,
+        "created_at": datetime.fromtimestamp(int(since), UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": model.context_tokens,
         "max_model_len": model.context_tokens,
         "deskmate:demo": model.demo,
         "deskmate:defaults": {

@@ -47,6 +47,7 @@ class Operation:
     beyond: tuple[int, ...] = ()  # statuses of refusals beside everybody's
     body_needed: bool = True
     anthropic: bool = False
+    takes_anthropic_key: bool = False
 
     @property
     def id(self) -> str:
@@ -55,8 +56,10 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("GET", "/v1/models", "The served model", "ModelList"),
-    Operation("GET", "/v1/models/{id}", "One model, by its name or another name of it", "Model"),
+    Operation("GET", "/v1/models", "The served model", "ModelList", takes_anthropic_key=True),
+    Operation(
+        "GET", "/v1/models/{id}", "One model, by its name or another name of it", "Model", takes_anthropic_key=True
+    ),
     Operation(
         "POST",
         "/v1/chat/completions",
@@ -249,7 +252,7 @@ def _described(operation: Operation) -> Schema:
     if operation.takes:
         body = {"application/json": {"schema": type_of(operation.takes)}}
         made["requestBody"] = {"required": operation.body_needed, "content": body}
-    if operation.anthropic:
+    if operation.anthropic or operation.takes_anthropic_key:
         made["security"] = [{"key": []}, {"anthropicKey": []}, {"session": []}]
     return made
 

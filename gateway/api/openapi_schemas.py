@@ -103,11 +103,16 @@ _ANSWERS: Mapping[str, Fields] = {
         "object": "=model",
         "created": "integer",
         "owned_by": "string",
+        "type": "=model",
+        "display_name": "string",
+        "created_at": {"type": "string", "format": "date-time"},
+        "lifecycle": "=active",
+        "max_input_tokens": "integer",
         "max_model_len": "integer",
         "deskmate:demo": "boolean",
         "deskmate:defaults": "object",
     },
-    "ModelList": {"object": "=list", "data": "Model[]"},
+    "ModelList": {**_LIST, "data": "Model[]"},
     # responses
     "Response": {
         "id": "string",

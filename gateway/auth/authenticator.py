@@ -137,10 +137,13 @@ class Authenticator:
         return replace(_principal(person, frozenset({Scope.CHAT}), key.id), department=owner.department)
 
 
+_ANTHROPIC = ("/v1/messages", "/v1/models")
+
+
 def bearer_of(request: HTTPConnection) -> str | None:
     """The key or token a request shows. Anthropic's clients send theirs in `x-api-key`."""
     shown = _values(request, b"authorization")
-    if not shown and request.scope["path"].startswith("/v1/messages"):
+    if not shown and request.scope["path"].startswith(_ANTHROPIC):
         shown = [b"Bearer " + value for value in _values(request, b"x-api-key")]
     if not shown:
         return None
