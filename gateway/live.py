@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from gateway.conversations import Begun
 from gateway.events import Delta, Finished, TurnEvent
-from gateway.turn import Said
+from gateway.said import Said
 
 
 class LiveTurn:

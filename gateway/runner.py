@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from gateway.admission import Admission, Place, Ticket
+from gateway.context import Prompt, TurnRequest, build_prompt, check_outputs
 from gateway.conversations import (
     Append,
     Attached,
@@ -32,7 +33,7 @@ from gateway.engine import Engine
 from gateway.errors import Draining, Refusal, Unavailable
 from gateway.events import Asked, Finished, Progress, TurnEvent, decode_event, encode_event
 from gateway.live import LiveTurn
-from gateway.turn import Prompt, TurnRequest, build_prompt, check_outputs, run_turn
+from gateway.turn import run_turn
 
 LEASE_SECONDS = 2.0
 RENEW_SECONDS = 0.5

@@ -19,6 +19,7 @@ from gateway.auth import Principal, Scope
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.seal import seal
 from gateway.body import parse_json
+from gateway.context import check_outputs
 from gateway.conversations import Conversations, Item, Json, item_id
 from gateway.conversations.ids import new_shelf
 from gateway.errors import BadRequest, Draining, EngineError, UnknownParameter
@@ -26,7 +27,6 @@ from gateway.events import Finished
 from gateway.live import LiveTurn
 from gateway.runner import Order, Runner
 from gateway.sse import unless_left
-from gateway.turn import check_outputs
 
 _FIELDS = frozenset({
     "model", "input", "previous_response_id", "instructions", "prompt_cache_key", "prompt_cache_options",

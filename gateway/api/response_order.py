@@ -13,6 +13,7 @@ from gateway.api.response_tools import check_parser
 from gateway.auth import Principal
 from gateway.auth.seal import NotSealedHere, unseal
 from gateway.auth.secret import Secrets
+from gateway.context import TurnRequest, check_outputs
 from gateway.conversations import Begin, Conversations, Json
 from gateway.conversations.ids import new_id, new_shelf
 from gateway.engine import Defaults, Engine
@@ -22,7 +23,6 @@ from gateway.live import LiveTurn
 from gateway.prompt import Window, title_of
 from gateway.runner import Order
 from gateway.settings import Settings
-from gateway.turn import TurnRequest, check_outputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
 from gateway.events import Call, Delta, Finished, Progress, Queued, Rest, TurnEvent, decode_event
+from gateway.said import answer_item, call_item
 from gateway.sse import event
-from gateway.turn import answer_item, call_item
 
 _encode_json = msgspec.json.Encoder().encode
 

@@ -30,6 +30,7 @@ from gateway.auth import Principal
 from gateway.auth import Scope as Permission
 from gateway.auth.authenticator import Authenticator
 from gateway.body import checked, parse_json
+from gateway.context import build_prompt
 from gateway.conversations import Attached
 from gateway.conversations.ids import new_shelf
 from gateway.engine import Engine
@@ -38,7 +39,6 @@ from gateway.events import Finished
 from gateway.live import LiveTurn
 from gateway.runner import Order, Runner
 from gateway.sse import payloads
-from gateway.turn import build_prompt
 
 MOST_PER_PERSON = 32  # connections
 MOST_AHEAD = 8  # messages that wait for their answer

@@ -16,6 +16,7 @@ from gateway.api.shapes import if_match, integer, json_response, page, paging
 from gateway.auth import Principal, Scope
 from gateway.auth.authenticator import Authenticator
 from gateway.body import parse_json
+from gateway.context import build_prompt, check_outputs
 from gateway.conversations import Attached, Conversations, Json, StoredResponse
 from gateway.engine import Engine
 from gateway.errors import BadRequest, Draining, NotFound
@@ -23,7 +24,6 @@ from gateway.events import Finished, TurnEvent
 from gateway.live import LiveTurn
 from gateway.runner import Runner
 from gateway.sse import DONE, HEARTBEAT, EventStream, unless_left
-from gateway.turn import build_prompt, check_outputs
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400

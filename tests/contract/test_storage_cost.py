@@ -11,7 +11,7 @@ from gateway.conversations import Append
 from gateway.conversations.store import RedisConversations
 from gateway.events import Asked, Delta, Finished, Queued, Sampling, Started, Timing, encode_event
 from gateway.prompt import Window
-from gateway.turn import answer_item
+from gateway.said import answer_item
 from tests.contract.conftest import Desk, said
 from tests.servers import RedisServer
 

@@ -22,7 +22,7 @@ from gateway.conversations import Item, StoredResponse
 from gateway.conversations.store import RedisConversations
 from gateway.events import Finished, decode_event
 from gateway.redis_client import RedisClient
-from gateway.turn import Said
+from gateway.said import Said
 from tests.fake_worker import answer
 from tests.fault.desk import Desk, Generation
 from tests.fault.history import Call, Question

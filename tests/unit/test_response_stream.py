@@ -24,7 +24,7 @@ from gateway.events import (
     decode_event,
     encode_event,
 )
-from gateway.turn import Said
+from gateway.said import Said
 
 ECHO = Echo(model="m", temperature=0.5, top_p=0.9, max_output_tokens=100, metadata={"k": "v"}, created_at=1_700_000_000)
 EVENT_TYPES = {

@@ -15,6 +15,7 @@ import pytest
 from gateway import runner as module
 from gateway import turn
 from gateway.admission import Ticket, Waiting
+from gateway.context import TurnRequest
 from gateway.conversations import Append, Attached, Begin, Begun, Finish, Item, Lease, Standing, StoredResponse
 from gateway.engine import ChatChoice, ChatChunk, ChatDelta, Defaults, EngineState, ModelFacts, Usage
 from gateway.errors import (
@@ -42,7 +43,6 @@ from gateway.events import (
 from gateway.live import LiveTurn
 from gateway.prompt import Window
 from gateway.runner import Order, Runner
-from gateway.turn import TurnRequest
 
 FENCE = 3
 

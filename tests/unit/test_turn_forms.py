@@ -12,6 +12,7 @@ import pytest
 
 from gateway.admission import Waiting
 from gateway.calls import MOST_CALLS, Kept
+from gateway.context import TurnRequest, check_outputs
 from gateway.engine import (
     CallDelta,
     ChatChoice,
@@ -39,7 +40,8 @@ from gateway.events import (
     encode_event,
 )
 from gateway.prompt import Window
-from gateway.turn import Said, TurnRequest, check_outputs, run_turn
+from gateway.said import Said
+from gateway.turn import run_turn
 
 TOOLS: Any = ({"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}})
 WITH_TOOLS = Form(TOOLS)

@@ -1,0 +1,83 @@
+"""What exists of an answer: a fold over its events, and the items it is stored as. Knows neither engine nor storage."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.events import Call, Delta, Rest, Started, TurnEvent
+
+
+@dataclass(slots=True)
+class Said:
+    """What exists of an answer: a fold over its events, and enough to continue it."""
+
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
+    pieces: list[str] = field(default_factory=list)
+    rest: Rest | None = None  # the end of the answer: the engine has nothing more to say
+    tokens: int = 0
+    unseen: int = 0  # tokens beside these, of what is kept back until it is whole
+
+    @classmethod
+    def of(cls, events: Iterable[TurnEvent]) -> "Said":
+        said = cls()
+        for event in events:
+            said.hear(event)
+        return said
+
+    def hear(self, event: TurnEvent) -> None:
+        if isinstance(event, Delta):
+            self.pieces.append(event.text)
+            self.token_ids += event.token_ids
+            self.tokens += len(event.token_ids) or 1
+        elif isinstance(event, Started):
+            self.prompt_token_ids = event.prompt_token_ids
+        elif isinstance(event, Rest):
+            self.rest = event
+            self.tokens += event.tokens
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Nothing said yet, or every token of it known (a bare engine may not tell them)."""
+        return not self.tokens or self.rest is not None or bool(self.prompt_token_ids and self.token_ids)
+
+    def output(self, complete: bool) -> list[dict[str, Any]]:
+        """The items of the answer as they are stored; the last message of one that broke off is incomplete."""
+        items: list[dict[str, Any]] = []
+        text = self.text
+        for part in self.rest.parts if self.rest else ():
+            if isinstance(part, str):
+                text += part
+                continue
+            if text:
+                items.append(answer_item(text, complete=True))
+            items.append(call_item(part))
+            text = ""
+        if text or (complete and not items):
+            items.append(answer_item(text, complete))
+        return items
+
+
+def call_item(call: Call) -> dict[str, Any]:
+    status = "completed" if call.complete else "incomplete"
+    return {
+        "type": "function_call",
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }
+
+
+def answer_item(text: str, complete: bool) -> dict[str, Any]:
+    """The answer as it is stored: compact, in the Responses API's shape but for the text as a plain string."""
+    return {
+        "type": "message",
+        "role": "assistant",
+        "status": "completed" if complete else "incomplete",
+        "content": text,
+    }

@@ -1,0 +1,135 @@
+"""What the engine says in one run of a turn, made events: characters whole, calls kept until they are, times noted.
+
+Knows no engine: it is given the chunks of a burst.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.calls import Kept
+from gateway.engine import ChatChoice, ChatChunk, Usage
+from gateway.errors import EngineError
+from gateway.events import Delta, Finished, Form, Rest, Started, Timing, TurnEvent
+from gateway.said import Said
+
+
+@dataclass(slots=True)
+class Speech:
+    """What the engine has said in this run, and when. `said` is the whole answer, earlier runs included."""
+
+    said: Said
+    form: Form | None  # None: plain text
+    began: float
+    seated: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    tokens: int = 0
+    before: int = 0  # tokens of the answer that the engine was given to go on from
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
+    kept: Kept = field(default_factory=Kept)  # what is not shown before the answer is whole
+    seen: str = ""  # what was seen already of an answer that is written again, as far as it has not come yet
+
+    def begin(self) -> None:
+        """A new try: ids whose text never came belong to nothing."""
+        self.held.clear()
+        self.kept.clear()
+        self.tokens, self.said.unseen = self.tokens + self.said.unseen, 0
+        self.seen = self.said.text if self.form and self.form.format else ""
+        self.before = 0 if self.anew else len(self.said.token_ids)
+        self.usage = self.finish_reason = None
+
+    @property
+    def anew(self) -> bool:
+        """The answer is written again from its beginning: a grammar of JSON cannot be taken up in the middle."""
+        return self.form is not None and (self.form.format is not None or not self.said.token_ids)
+
+    def take(self, chunks: Sequence[ChatChunk]) -> list[TurnEvent]:
+        """The events of one burst: at most one Started and one Delta, however many tokens came together."""
+        events: list[TurnEvent] = []
+        text = ""
+        ids: list[int] = []
+        for chunk in chunks:
+            if chunk.prompt_token_ids is not None and not self.said.prompt_token_ids:
+                events.append(Started(chunk.prompt_token_ids))
+            if chunk.usage is not None:
+                self.usage = chunk.usage
+            for choice in chunk.choices:
+                self.finish_reason = choice.finish_reason or self.finish_reason
+                self.held.extend(choice.token_ids or ())
+                content = choice.delta.content or choice.text
+                if self.form is not None:
+                    content = self._keep(self.form, choice, content or "", begun=bool(text or self.said.tokens))
+                if content:
+                    text += content
+                    ids += self.held
+                    self.held.clear()
+        if text:
+            self._note(len(ids) or 1)
+            events.append(Delta(text, tuple(ids)))
+        if self.form is not None:
+            self.said.unseen = len(self.held)
+        return events
+
+    def _keep(self, form: Form, choice: ChatChoice, content: str, *, begun: bool) -> str:
+        """What may be shown at once: text before the first call, but not the blank that often stands before one."""
+        if self.seen and content:
+            content = self._again(content)
+        calls = choice.delta.tool_calls or ()
+        if calls or self.kept.calls or (form.format is not None and form.at_once):
+            self._note(0)
+            self.kept.say(content)
+            self.kept.call(calls)
+            return ""
+        content = self.kept.text + content
+        self.kept.clear()
+        if not begun and not content.strip():
+            self.kept.say(content)
+            return ""
+        return content
+
+    def _again(self, content: str) -> str:
+        """What is new of what is written again. Raises EngineError where it is not what was seen."""
+        known = min(len(self.seen), len(content))
+        if content[:known] != self.seen[:known]:
+            message = "The engine was lost in the middle of the answer, and writes another one now; ask again."
+            raise EngineError(message, code="engine_lost")
+        self.seen = self.seen[known:]
+        self.held.clear()
+        return content[known:]
+
+    def rest(self) -> Rest | None:
+        """What was kept, once the engine has ended."""
+        if self.form is None or not self.kept.parts:
+            return None
+        tokens, self.said.unseen = max(1, len(self.held)), 0
+        self._note(tokens)
+        return self.kept.rest(self.form, tokens, self.finish_reason == "length")
+
+    def _note(self, tokens: int) -> None:
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        self.tokens += tokens
+
+    def finish(self) -> Finished:
+        usage = self.usage or Usage(self.before + len(self.said.prompt_token_ids), self.said.tokens - self.before)
+        cut = self.finish_reason == "length"
+        prompt_tokens = usage.prompt_tokens - self.before
+        return Finished(
+            status="incomplete" if cut else "completed",
+            reason="max_output_tokens" if cut else None,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(usage.cached_tokens, prompt_tokens),
+            completion_tokens=self.before + (usage.completion_tokens or 0),
+            timing=self.timing(),
+        )
+
+    def timing(self) -> Timing:
+        first = self.first or self.last or self.seated
+        return Timing(
+            queued=round(self.seated - self.began, 4),
+            prefill=round(first - self.seated, 4),
+            decode=round(max(0.0, self.last - first), 4),
+        )
