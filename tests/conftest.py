@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fault-rounds", type=int, default=0, metavar="N", help="only this: N faults, one after the other")
     group.addoption("--fault-examples", type=int, default=0, metavar="N", help="only this: N long runs of any steps")
     group.addoption("--real-kills", type=int, default=0, metavar="N", help="only this: N kills before a real vLLM")
+    group.addoption("--any-requests", type=int, default=0, metavar="N", help="only this: N requests of any form")
     group.addoption("--fault-seed", type=int, default=0, metavar="N", help="another sequence of faults")
 
 

@@ -323,6 +323,8 @@ class Refused(Exception):
 def wish_of(body: Mapping[str, Any], default_max_tokens: int) -> Wish:
     stop = body.get("stop") or body.get("stop_sequences") or ()
     given = body.get("max_completion_tokens") or body.get("max_tokens")
+    if not isinstance(body.get("seed") or 0, int):
+        raise Refused(400, "1 validation error: seed: Input should be a valid integer", "Bad Request", "body.seed")
     return Wish(
         max_tokens=int(default_max_tokens if given is None else given),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -731,9 +733,10 @@ class Connection(asyncio.Protocol):
         if method == "GET":
             return self.get(path)
         body = json_value(raw) if raw else {}
-        if path in DIALECTS:
-            return self.generate(path, headers, body)
-        return self.utility(path, headers, body)
+        try:
+            return self.generate(path, headers, body) if path in DIALECTS else self.utility(path, headers, body)
+        except (TypeError, AttributeError, ValueError, LookupError) as wrong:  # vLLM looks at the types first
+            raise Refused(400, f"1 validation error: {wrong}", "Bad Request") from wrong
 
     def get(self, path: str) -> None:
         engine = self.engine

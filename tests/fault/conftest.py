@@ -8,9 +8,11 @@ import pytest_asyncio
 from tests.fault.desk import Desk
 from tests.fault.desk import desk as made_desk
 
-ALWAYS = "test_whatever_people_and_faults_do_in_whatever_order_every_invariant_holds"
+STEPS = "test_whatever_people_and_faults_do_in_whatever_order_every_invariant_holds"
+REQUESTS = "test_no_request_of_any_form_meets_a_mistake_of_ours"
 LONG_FORM = {
-    "--fault-examples": {ALWAYS},
+    "--fault-examples": {STEPS},
+    "--any-requests": {REQUESTS},
     "--fault-rounds": {"test_one_fault_at_a_time_is_over_soon", "test_people_go_on_through_every_fault"},
     "--real-kills": {"test_answers_of_a_real_engine_survive_every_kill"},
 }
@@ -19,7 +21,7 @@ LONG_FORM = {
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long form runs only when asked for, and then alone."""
     asked = set[str]().union(*(tests for option, tests in LONG_FORM.items() if config.getoption(option)))
-    unasked = set[str]().union(*LONG_FORM.values()) - {ALWAYS}
+    unasked = set[str]().union(*LONG_FORM.values()) - {STEPS, REQUESTS}
     chosen = [item for item in items if (item.name in asked if asked else item.name not in unasked)]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
