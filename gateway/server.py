@@ -207,6 +207,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it when the client resets, and it would fire at nothing
 
     def data_received(self, data: bytes) -> None:
         was_in_headers = self._in_headers
