@@ -30,7 +30,8 @@ def inspected(engine: Engine, image: str) -> dict[str, Any]:
 
 
 def run(engine: Engine, image: str, *words: str, check: bool = True, **options: object) -> str:
-    command = ("run", "--rm", "--interactive", "--network", "none", "--entrypoint", words[0], image, *words[1:])
+    how = ("--interactive",) if "input" in options else ()  # an input that is none could end it early
+    command = ("run", "--rm", *how, "--network", "none", "--entrypoint", words[0], image, *words[1:])
     return engine.docker(*command, check=check, **options).stdout
 
 
