@@ -27,7 +27,7 @@ def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     stack = Stack(engine, tmp_path_factory.mktemp("compose"))
     try:
         stack.prepare()
-        stack.up()
+        stack.up("--build")  # an earlier run that was cut off has left its images
         yield stack
     finally:
         stack.remove()
