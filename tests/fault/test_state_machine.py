@@ -24,7 +24,7 @@ from tests.fault.desk import Desk, desk
 from tests.fault.history import Question
 from tests.fault.people import Person, people
 
-EXAMPLES, STEPS = 20, 20
+EXAMPLES, STEPS = 14, 20
 LONG_STEPS = 50
 PATIENCE_SECONDS = 0.7
 PEOPLE = 3
