@@ -25,7 +25,7 @@ from tests.proxy import Proxy
 TYPE = re.compile(rb'"type":"([^"]+)"')
 BYTE_SECONDS = 13.0  # a heartbeat comes every ten: whoever says nothing for longer is given up
 ANSWER_SECONDS = 25.0  # of a call that is no stream: a cancel waits ten seconds for a turn whose gateway died
-GIVE_UP_SECONDS = 90.0
+GIVE_UP_SECONDS = 90.0  # longer than any part is away in the tests; a real worker loads longer
 AGAIN_SECONDS = 0.1
 RETRIED = {408, 409, 429, 500, 502, 503, 504}  # what the official SDK posts again; our 409 says not to
 _numbers = itertools.count(1)
@@ -42,6 +42,7 @@ class Person:
     session: aiohttp.ClientSession
     luck: random.Random
     at: int = 0  # the gateway that is asked next
+    patience_seconds: float = GIVE_UP_SECONDS
 
     # questions ----------------------------------------------------------------------------------------------------
     async def ask(self, conversation: str, *, leave_after: int | None = None, **more: Any) -> Question:
@@ -62,7 +63,7 @@ class Person:
         """Until it is taken or refused for good."""
         body = {"input": question.text, "conversation": question.conversation, "stream": True, "background": True}
         headers = {"idempotency-key": question.key}
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         while time.monotonic() < deadline:
             call = await self.stream("POST", "/v1/responses", question, leave_after, json=body | more, headers=headers)
             if question.turns:
@@ -75,7 +76,7 @@ class Person:
 
     async def follow(self, question: Question, leave_after: int | None = None) -> None:
         """Come back again and again until the end has been seen, or nobody knows the turn."""
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         while question.turns and question.end is None and time.monotonic() < deadline:
             lost, before = time.monotonic(), question.last
             path = f"/v1/responses/{question.turn}"

@@ -125,6 +125,7 @@ class Kills:
             yield f"Until the same answer goes on when no worker is left: {told(self.gaps)}."
         if self.loads:
             yield f"To load a worker beside all this takes {told(self.loads)}."
+        yield from self.breaches
 
 
 async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print) -> Kills:
@@ -144,6 +145,8 @@ async def run_real(desk: Desk, kills: int, *, say: Callable[[str], None] = print
         say(f"{made.gateways} gateways, {made.workers} workers, {answers} answers, {minutes:.1f} min")
 
     async with people(desk, ASKERS) as crowd:
+        for person in crowd:
+            person.patience_seconds = START_SECONDS
         asking = [asyncio.create_task(_ask_on(person, over)) for person in crowd]
         workers = asyncio.create_task(_kill_workers(desk, kills // (PER_WORKER_KILL + 1), made, count, stop))
         while not enough():
