@@ -99,7 +99,6 @@ class Kills:
     answers: int = 0
     whole: int = 0  # went on to their end: all tokens, or the model's own end
     detected: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
@@ -121,8 +120,6 @@ class Kills:
             yield f"A follower whose gateway was killed hears the next event: {told(self.resumed)}."
         if self.detected:
             yield f"A dead worker is told to its followers: {told(self.detected)}."
-        if self.gaps:
-            yield f"Until the same answer goes on when no worker is left: {told(self.gaps)}."
         if self.loads:
             yield f"To load a worker beside all this takes {told(self.loads)}."
         yield from self.breaches
@@ -198,7 +195,6 @@ async def _kill_workers(desk: Desk, count: int, made: Kills, counted: Callable[[
         await asyncio.sleep(SETTLED_SECONDS)
         for question in under_way:
             made.detected += question.waited("engine_lost", killed)
-            made.gaps += question.waited("resuming", killed) if all_at_once else []
         counted()
 
 
