@@ -217,7 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="deskmate bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", choices=["relay", "turn", "direct", "engine", "backup"])
+    parser.add_argument("name", choices=["relay", "turn", "direct", "storage", "engine", "backup"])
     parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--upstream", help="address of a running vLLM for `engine`: HOST:PORT")
