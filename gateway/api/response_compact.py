@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from gateway.body import parse_json
 from gateway.context import check_outputs
 from gateway.conversations import Conversations, Item, Json, item_id
 from gateway.conversations.ids import new_shelf
-from gateway.errors import BadRequest, Draining, EngineError, UnknownParameter
+from gateway.errors import BadRequest, EngineError, UnknownParameter
 from gateway.events import Finished
 from gateway.live import LiveTurn
 from gateway.runner import Order, Runner
@@ -48,7 +47,7 @@ class CompactDoor:
         context = await self._context(principal, create)
         turn = await self._begin(principal, create, context)
         try:
-            outcome = await unless_left(request.receive, self._end_of(turn))
+            outcome = await unless_left(request.receive, turn.ended())
         finally:
             turn.stop_if_alone()
         if outcome is None:
@@ -73,13 +72,6 @@ class CompactDoor:
         turn = await self.runner.begin(Order(request, None, background=False))
         assert isinstance(turn, LiveTurn)  # noqa: S101 - what is not stored attaches to nothing
         return turn
-
-    async def _end_of(self, turn: LiveTurn) -> Finished:
-        async with aclosing(self.runner.show(turn)) as steps:
-            async for events in steps:
-                if events and isinstance(events[-1], Finished):
-                    return events[-1]
-        raise Draining("The gateway is stopping; ask again in a moment.")
 
 
 def router(door: CompactDoor) -> APIRouter:
