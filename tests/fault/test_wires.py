@@ -15,14 +15,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 ROUND_TRIP = 0.2
 
 
-async def test_with_every_fifth_reply_of_redis_lost_nothing_is_there_twice_or_missing(desk: Desk):
+async def test_with_every_twentieth_reply_of_redis_lost_nothing_is_there_twice_or_missing(desk: Desk):
     """F06. Naively retried, every lost reply of a write is a duplicate."""
     await desk.play(pace_ms=2)
     async with people(desk, 10) as crowd:
         conversations = [await person.converse() for person in crowd]
-        async with desk.nemesis.losing(desk.redis_wire, "Redis", 0.05):
-            await asyncio.gather(*(several(p, c, 4) for p, c in zip(crowd, conversations, strict=True)))
-        assert len(desk.history.faults) > 20
+        async with asyncio.timeout(60), desk.nemesis.losing(desk.redis_wire, "Redis", 0.05):
+            before = desk.redis_wire.lost
+            while desk.redis_wire.lost - before < 20:  # chance decides how many a question loses
+                await asyncio.gather(*(several(p, c, 2) for p, c in zip(crowd, conversations, strict=True)))
         assert [q for q in desk.history.questions if not q.acknowledged and q.refused == "gave_up"] == []
         assert await check(desk) == []
 

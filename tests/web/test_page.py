@@ -144,7 +144,7 @@ def test_what_holds_an_answer_up_is_said_in_words_until_it_goes_on(visit, gatewa
         expect(answer(page, "writing").locator(".state")).to_contain_text(words)
         expect(page.locator(".chat > [role=status]")).to_contain_text(words)
     page.reload()
-    expect(answer(page, "writing").locator(".state")).to_contain_text("等待存储")
+    expect(answer(page, "writing").locator(".state")).to_contain_text("从中断处继续")
     gateway.release()
     expect(answer(page)).to_contain_text("The first half. The second half.")
     expect(answer(page).locator(".state")).to_be_hidden()
