@@ -6,6 +6,7 @@ one and goes on from its log. Knows no HTTP and no API.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -29,9 +30,9 @@ from gateway.conversations import (
     Standing,
     StoredResponse,
 )
-from gateway.engine import Engine
+from gateway.engine import Engine, EngineState
 from gateway.errors import Draining, Refusal, Unavailable
-from gateway.events import Asked, Finished, Progress, TurnEvent, decode_event, encode_event
+from gateway.events import Asked, Delta, Finished, Progress, Rest, TurnEvent, decode_event, encode_event
 from gateway.live import LiveTurn
 from gateway.turn import run_turn
 
@@ -44,7 +45,7 @@ POLL_SECONDS = 0.1
 IDLE_SECONDS = 10.0
 CANCEL_SECONDS = 10.0  # a turn elsewhere that has not ended by then has no living gateway yet
 BEHIND_EVENTS = 4096  # said and not logged yet: with more, the engine is not listened to until Redis is back
-MOST_ADOPTIONS = 20  # a turn that outlived so many gateways may be what ends them
+MOST_ADOPTIONS = 20  # without a word in between, and with an engine there: the turn may be what ends the gateways
 
 log = logging.getLogger("deskmate.runner")
 
@@ -292,7 +293,7 @@ class Runner:
             begun = Begun(fence, stored.input, stored.shelf, stored.first_output)
             live = LiveTurn(lease.owner, lease.turn, begun, said, background=True)
             asked = said[0] if said else None
-            if not isinstance(asked, Asked) or not live.said.can_go_on or fence > MOST_ADOPTIONS:
+            if not isinstance(asked, Asked) or not live.said.can_go_on or _tries(said) >= MOST_ADOPTIONS:
                 await self._end_orphan(live)
                 return
             await self._go_on(live, asked)
@@ -322,7 +323,7 @@ class Runner:
         except Refusal as refusal:
             await self._end(live, refusal.code, refusal.message)
             return
-        if live.said.tokens:
+        if self._engine.state is EngineState.READY:
             self._add(live, Progress("resuming"))
         await self._set_going(live, request, prompt, place)
 
@@ -407,6 +408,12 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("a background loop broke off and begins again")
             await asyncio.sleep(RENEW_SECONDS)
+
+
+def _tries(said: Sequence[TurnEvent]) -> int:
+    """How often gateways went on with this turn since it last said something."""
+    since = itertools.takewhile(lambda event: not isinstance(event, Delta | Rest), reversed(said))
+    return sum(isinstance(event, Progress) and event.state == "resuming" for event in since)
 
 
 def _append(live: LiveTurn, events: Sequence[TurnEvent]) -> Append:

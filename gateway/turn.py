@@ -40,8 +40,12 @@ async def run_turn(
     """
     speech = Speech(said, request.form or None, began=time.monotonic())
     try:
+        waited_for_engine = False
         async for event in _wait(place, engine):
+            waited_for_engine |= isinstance(event, Progress)
             yield event
+        if waited_for_engine and said.tokens:
+            yield Progress("resuming")
         speech.seated = time.monotonic()
         async with aclosing(_speak(request, prompt, engine, speech)) as events:
             async for event in events:

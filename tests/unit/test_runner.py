@@ -846,21 +846,31 @@ async def test_a_turn_that_had_said_nothing_is_asked_again_from_what_is_stored()
         assert text_of(world.store.said("resp_9")) == "".join(TEXT) and not world.admission.tickets[0].promised
 
 
+TAKEN_OVER = [Progress("resuming")] * module.MOST_ADOPTIONS
+
+
 @pytest.mark.parametrize(
-    ("log", "fence"),
+    "log",
     [
-        ([Queued(0), Started((1,)), Delta("half an", (1, 2))], FENCE),  # nothing tells what was asked
-        ([ASKED, Queued(0), Started(()), Delta("half an", ())], FENCE),  # its tokens are not known
-        ([ASKED, Queued(0), Started((1,)), Delta("half an", (1, 2))], module.MOST_ADOPTIONS),
+        [Queued(0), Started((1,)), Delta("half an", (1, 2))],  # nothing tells what was asked
+        [ASKED, Queued(0), Started(()), Delta("half an", ())],  # its tokens are not known
+        [ASKED, Queued(0), Started((1,)), Delta("half an", (1, 2)), *TAKEN_OVER],
     ],
 )
-async def test_what_cannot_go_on_is_ended_with_what_it_had_said(log, fence):
+async def test_what_cannot_go_on_is_ended_with_what_it_had_said(log):
     async with orphaned(*log) as world:
-        world.store.fence = fence
         await world.until(lambda: "resp_9" in world.store.finished)
         outcome = decode_event(world.store.finished["resp_9"].result)
         assert (outcome.status, outcome.code) == ("failed", "gateway_restarted") and outcome.completion_tokens
         assert world.store.finished["resp_9"].output[0]["content"] == "half an"
+
+
+async def test_an_answer_that_speaks_in_between_may_be_taken_over_any_number_of_times():
+    early = [*BEFORE[:-1], *TAKEN_OVER, BEFORE[-1], *TAKEN_OVER[1:], Progress("engine_lost")]
+    async with orphaned(*early) as world:
+        world.store.fence = 1000
+        await world.until(lambda: "resp_9" in world.store.finished)
+        assert decode_event(world.store.finished["resp_9"].result).status == "completed"
 
 
 async def test_the_answer_ends_as_cut_when_a_dead_gateway_had_used_up_its_tokens():
