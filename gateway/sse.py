@@ -16,6 +16,7 @@ _T = TypeVar("_T")
 HEARTBEAT_SECONDS = 10.0
 HEARTBEAT = b": heartbeat\n\n"
 DONE = b"data: [DONE]\n\n"
+EXTENSION = b"event: deskmate:"  # how an event of ours begins
 
 _encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 

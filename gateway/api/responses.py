@@ -23,7 +23,7 @@ from gateway.errors import BadRequest, Draining, NotFound
 from gateway.events import Finished, TurnEvent
 from gateway.live import LiveTurn
 from gateway.runner import Runner
-from gateway.sse import DONE, HEARTBEAT, EventStream, unless_left
+from gateway.sse import DONE, EXTENSION, HEARTBEAT, EventStream, unless_left
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400
@@ -52,7 +52,8 @@ class ResponsesDoor:
             return await self._attach(principal, turn, create, request)
         renderer = renderer_of(turn, echo)
         if create.stream:
-            return EventStream(stream(renderer, self.runner.show(turn)), on_end=turn.stop_if_alone)
+            steps = self.runner.show(turn)
+            return EventStream(stream(renderer, steps, extended=_reads_more(request)), on_end=turn.stop_if_alone)
         if create.background:
             return json_response(stored_object(await self.store.response(principal.user, turn.id)))
         return await self._whole(request, renderer, turn)
@@ -70,7 +71,7 @@ class ResponsesDoor:
     ) -> Response | EventStream:
         """The same post once more: show the turn it began."""
         if create.stream:
-            return await self._replay(principal, attached.turn, -1)
+            return await self._replay(principal, attached.turn, request)
         if not create.background:
             await unless_left(request.receive, _exhaust(self.runner.follow(principal.user, attached.turn)))
         return json_response(stored_object(await self.store.response(principal.user, attached.turn)))
@@ -80,13 +81,15 @@ class ResponsesDoor:
         principal = await self.auth.requires(Scope.CHAT)(request)
         query = request.query_params
         if query.get("stream") == "true":
-            return await self._replay(principal, id, integer(query.get("starting_after"), "starting_after", -1))
+            after = integer(query.get("starting_after"), "starting_after", -1)
+            return await self._replay(principal, id, request, after)
         return json_response(stored_object(await self._stored(principal, id)))
 
-    async def _replay(self, principal: Principal, id: str, after: int) -> EventStream:
+    async def _replay(self, principal: Principal, id: str, request: Request, after: int = -1) -> EventStream:
         stored = await self._stored(principal, id)
         renderer = StreamRenderer(id, decode_echo(stored.request), stored.shelf, stored.first_output)
-        return EventStream(stream(renderer, self.runner.follow(principal.user, id), after))
+        steps = self.runner.follow(principal.user, id)
+        return EventStream(stream(renderer, steps, after, extended=_reads_more(request)))
 
     async def cancel(self, request: Request) -> Response:
         id = request.path_params["id"]
@@ -147,9 +150,12 @@ def router(door: ResponsesDoor) -> APIRouter:
 
 
 async def stream(
-    renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None], after: int = -1
+    renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None], after: int = -1, extended: bool = True
 ) -> AsyncGenerator[bytes, None]:
-    """Server-sent events with a sequence number above `after`; what came together is sent together."""
+    """Server-sent events with a sequence number above `after`; what came together is sent together.
+
+    Not `extended`: without those that are ours alone. Their numbers are left out.
+    """
     head = b"".join(renderer.begin())
     if after < 0:
         yield head
@@ -160,7 +166,7 @@ async def stream(
             data = []
             for happened in events:
                 for rendered in renderer.feed(happened):
-                    if renderer.count - 1 > after:
+                    if renderer.count - 1 > after and (extended or not rendered.startswith(EXTENSION)):
                         data.append(rendered)
             if data:
                 yield b"".join(data)
@@ -187,6 +193,11 @@ async def _exhaust(steps: AsyncGenerator[Sequence[TurnEvent], None]) -> None:
     async with aclosing(steps):
         async for _ in steps:
             pass
+
+
+def _reads_more(request: Request) -> bool:
+    """Whether the caller reads on after an event that is not OpenAI's: the helper of their JavaScript SDK does not."""
+    return request.headers.get("x-stainless-lang") != "js"
 
 
 def _repeat(request: Request, raw: bytes) -> Repeat:
