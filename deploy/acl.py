@@ -18,7 +18,7 @@ COMMANDS = (
     "lpos lrange lrem rpush "
     "sadd scard smembers srem "
     "xadd xrange "
-    "zadd zrange zrangebyscore zrem zrevrange zrevrank zscore"
+    "zadd zcard zrange zrangebyscore zrem zrevrange zrevrank zscore"
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway.auth.keys import Keys
 from gateway.auth.links import Links
-from gateway.auth.people import People, Person
+from gateway.auth.people import People, Person, refuse_delegate
 from gateway.auth.principal import Role, Scope
 from gateway.auth.secret import SecretError, Secrets
 from gateway.backup import BackupError
@@ -134,13 +134,17 @@ async def create_user(parts: Parts, asked: argparse.Namespace) -> None:
 
 
 async def list_users(parts: Parts, asked: argparse.Namespace) -> None:
-    people = await parts.people.all()
+    if asked.of:
+        people = [person async for person in parts.people.delegates((await _named(parts, asked.of)).id)]
+    else:
+        people = await parts.people.all()
     if asked.json:
         print(_json([person.shown() for person in people]))
         return
     for person in people:
-        state = "disabled" if person.disabled else ""
-        print(f"{person.id}  {person.role:<13}  {person.keys:>3} keys  {person.name}  {state}".rstrip())
+        others = f"  speaks for {person.speaks_for:,}" if person.speaks_for else ""
+        state = "  disabled" if person.disabled else ""
+        print(f"{person.id}  {person.role:<13}  {person.keys:>3} keys  {person.name}{others}{state}")
 
 
 async def disable_user(parts: Parts, asked: argparse.Namespace) -> None:
@@ -160,6 +164,7 @@ async def link_user(parts: Parts, asked: argparse.Namespace) -> None:
     if asked.first and person.has_signed_in:
         print(_json({"url": None, "expires_at": None}) if asked.json else "", end="\n" if asked.json else "")
         return
+    refuse_delegate(person)
     if person.disabled:
         raise BadRequest(f"{person.name} is disabled; 'user enable {person.name}' first")
     link = await parts.links.create(person.id)
@@ -238,7 +243,9 @@ def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     create.add_argument("name")
     create.add_argument("--role", choices=list(Role), default=Role.MEMBER, help="default: %(default)s")
     create.add_argument("--department", metavar="NAME", help="a label beside the name")
-    _add(commands, "list", list_users, "list everybody").add_argument("--json", action="store_true", help=FOR_PROGRAMS)
+    everybody = _add(commands, "list", list_users, "list everybody who signs in or has keys")
+    everybody.add_argument("--of", metavar="NAME", help="those whom the front end of NAME speaks for, newest first")
+    everybody.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
     _add(commands, "disable", disable_user, "refuse a person's keys and sessions").add_argument("name")
     _add(commands, "enable", enable_user, "let a disabled person in again").add_argument("name")
     link = _add(commands, "link", link_user, "print a one-time link that signs a person in, good for a day")

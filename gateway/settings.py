@@ -93,7 +93,13 @@ class Settings:
     metrics_folder: Path | None = _setting(
         "Folder in which the gateways of one machine share their metrics; unset: each tells its own.", None
     )
-    delegate_header: str | None = _setting("Header in which a key with scope `delegate` names its person.", None)
+    delegate_header: str | None = _setting(
+        "Header in which a front end's key (scope `delegate`) names its person; unset: none can.", None
+    )
+    delegate_addresses: tuple[str, ...] = _setting(
+        "Addresses or networks that such a header is taken from; unset: only this machine.", ("127.0.0.0/8", "::1")
+    )
+    delegate_people: int = _setting("How many people the keys of one owner may name; a further one gets 403.", 10_000)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -129,7 +135,9 @@ def table() -> str:
 def _default(f: "Field[Any]") -> str:
     if is_required(f):
         return "required"
-    return "–" if f.default in (None, ()) else f"`{f.default}`"
+    if f.default in (None, ()):
+        return "–"
+    return f"`{','.join(f.default) if isinstance(f.default, tuple) else f.default}`"
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

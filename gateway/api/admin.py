@@ -8,13 +8,14 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.links import Links
-from gateway.auth.people import Person
+from gateway.auth.people import Person, refuse_delegate
 from gateway.auth.principal import Role, Scope
 from gateway.body import checked, parse_json
 from gateway.errors import BadRequest, NotFound
 
 LONGEST_KEY_NAME = 128
 MOST_DAYS = 3650
+MOST_LISTED = 100  # of a front end's people; who is not among them is searched for
 
 
 def router(authenticator: Authenticator, links: Links, end_answers: Callable[[str], None]) -> APIRouter:
@@ -33,6 +34,17 @@ def router(authenticator: Authenticator, links: Links, end_answers: Callable[[st
         body = checked(parse_json(await request.body()), required={"name": str}, optional=kinds)
         role = _role(body.get("role", Role.MEMBER))
         return JSONResponse((await people.create(body["name"], role, body.get("department"))).shown())
+
+    @router.get("/users/{id}/speaks_for")
+    async def list_delegates(id: str, query: str = "") -> Response:
+        """The newest of those whom the front ends of that person name, or of those whose names hold `query`."""
+        owner, found = await _person(id), list[dict[str, Any]]()
+        async for person in people.delegates(owner.id):
+            if query.casefold() in person.name[len(owner.name) + 1 :].casefold():
+                found.append(person.shown())
+            if len(found) > MOST_LISTED:
+                break
+        return JSONResponse({"data": found[:MOST_LISTED], "has_more": len(found) > MOST_LISTED})
 
     @router.post("/users/{id}/disable")
     async def disable_user(id: str, request: Request) -> Response:
@@ -53,6 +65,7 @@ def router(authenticator: Authenticator, links: Links, end_answers: Callable[[st
     @router.post("/users/{id}/link")
     async def create_link(id: str) -> Response:
         person = await _person(id)
+        refuse_delegate(person)
         if person.disabled:
             raise BadRequest(f"'{person.name}' is disabled; enable the account first.", code="account_disabled")
         link = await links.create(person.id)

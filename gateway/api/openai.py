@@ -27,12 +27,12 @@ _NOT_HERE = (
 
 def router(door: RelayDoor) -> APIRouter:
     async def models(request: Request) -> Response:
-        await door.principal(request)
+        await door.may_look(request)
         model = door.engine.model
         return json_response(page([_card(model, door.engine.since)] if model else [], False))
 
     async def model(request: Request) -> Response:
-        await door.principal(request)
+        await door.may_look(request)
         asked = request.path_params["id"]
         known = door.engine.model
         if known is None or (asked != known.id and asked not in door.settings.model_aliases):

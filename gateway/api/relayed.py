@@ -39,6 +39,10 @@ class RelayDoor:
     async def principal(self, request: Request) -> Principal:
         return await self.auth.requires(Scope.CHAT)(request)
 
+    async def may_look(self, request: Request) -> Principal:
+        """Who may know what is served; a front end asks that for nobody, when it starts."""
+        return await self.auth.requires(Scope.CHAT, Scope.DELEGATE)(request)
+
     async def read(self, request: Request, rewrite: Rewrite) -> tuple[Principal, RelayBody]:
         """Who asks for what. Raises the refusals of both."""
         principal = await self.principal(request)

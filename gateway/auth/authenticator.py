@@ -13,8 +13,9 @@ from functools import partial
 from starlette.requests import HTTPConnection
 
 from gateway.auth.browser import Cookies, SameOrigin
+from gateway.auth.delegates import Delegates
 from gateway.auth.keys import Key, Keys, has_shape, is_well_formed
-from gateway.auth.people import People, Person
+from gateway.auth.people import NAMESPACE, People, Person
 from gateway.auth.principal import Principal, Role, Scope
 from gateway.auth.secret import Secrets
 from gateway.auth.sessions import Sessions
@@ -48,8 +49,10 @@ class Authenticator:
         self.cookies = Cookies(settings)
         self.same_origin = SameOrigin(settings)
         self._secrets = secrets
-        self._delegate_header = settings.delegate_header
-        self._known: dict[str, _Known] = {}  # by full digest, never by a part of a token
+        self._delegates = Delegates(settings)
+        self._most_delegates = settings.delegate_people
+        # By full digest, never by a part of a token; whom a front end names by its owner and the name.
+        self._known: dict[str, _Known] = {}
         self.watch = Watch()
 
     async def principal(self, request: HTTPConnection) -> Principal:
@@ -67,17 +70,22 @@ class Authenticator:
             return await self._by_session(token)
         raise _unauthenticated("No API key was sent. Send 'Authorization: Bearer KEY', or sign in.", "no_api_key")
 
-    def requires(self, scope: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
-        """A dependency that yields the principal, or raises Forbidden without `scope`."""
+    def requires(self, *scopes: Scope) -> Callable[[HTTPConnection], Awaitable[Principal]]:
+        """A dependency that yields the principal, or raises Forbidden without any of `scopes`."""
 
         async def principal(request: HTTPConnection) -> Principal:
             found = await self.principal(request)
-            if scope not in found.scopes:
-                what = "the key" if found.key else "this account"
-                raise Forbidden(f"This needs the scope '{scope}', which {what} does not have.")
+            if found.scopes.isdisjoint(scopes):
+                raise self._lacks(scopes[0], found)
             return found
 
         return principal
+
+    def _lacks(self, scope: Scope, found: Principal) -> Forbidden:
+        if scope is Scope.CHAT and Scope.DELEGATE in found.scopes:
+            return self._delegates.nobody()
+        what = "the key" if found.key else "this account"
+        return Forbidden(f"This needs the scope '{scope}', which {what} does not have.")
 
     def forget(self) -> None:
         """Read everybody afresh: something was revoked."""
@@ -91,9 +99,11 @@ class Authenticator:
         key, person = known.key, known.person
         if key is None or self.keys.is_expired(key):
             raise _unauthenticated("This API key has expired.")
-        if Scope.DELEGATE in key.scopes and (name := self._delegate(request)):
+        if Scope.DELEGATE not in key.scopes:
+            return _principal(person, key.scopes, key.id)
+        if (name := self._delegates.named(request)) is not None:
             return await self._delegated(person, name, key)
-        return _principal(person, key.scopes, key.id)
+        return _principal(person, key.scopes - {Scope.CHAT}, key.id)  # it chats for those it names, never as its owner
 
     async def _by_session(self, token: str) -> Principal:
         digest = self._secrets.digest_of_token(token)
@@ -126,12 +136,11 @@ class Authenticator:
         known = self._known[digest] = _Known(person, key, time.monotonic() + _KEPT_SECONDS)
         return known
 
-    def _delegate(self, request: HTTPConnection) -> str | None:
-        value = request.headers.get(self._delegate_header) if self._delegate_header else None
-        return value.encode("latin-1").decode("utf-8", "replace") if value else None
-
     async def _delegated(self, owner: Person, name: str, key: Key) -> Principal:
-        person = await self.people.ensure_delegate(owner, name)
+        place = f"{owner.id}{NAMESPACE}{name}"
+        if (known := self._still_known(place)) is None:
+            known = self._keep(place, await self.people.delegate(owner, name, self._most_delegates), key)
+        person = known.person
         if person.disabled:
             raise _unauthenticated("This person's account is disabled.", "account_disabled")
         return replace(_principal(person, frozenset({Scope.CHAT}), key.id), department=owner.department)

@@ -1,7 +1,7 @@
 """Which keys there are, sorted by how they are backed up. Reads names and where things lie, no content.
 
 What is not named here is derived from something that is: dm:convs from conversations, dm:leases from running turns,
-dm:users from people, dm:keys from keys, dm:sessions from sessions.
+dm:users and dm:delegates from people, dm:keys from keys, dm:sessions from sessions.
 """
 
 from collections import defaultdict
@@ -13,9 +13,10 @@ from gateway.redis_client import RedisClient
 FAMILIES = frozenset({"conv", "turn"})
 ALONE = frozenset({"usage", "link", "try", "trusted", "key", "session"})
 PEOPLE = "username"
-DERIVED = frozenset(
-    {"meta", "convs", "order", "turns", "shelf", "stream", "idem", "leases", "user", "users", "keys", "sessions"}
-)
+DERIVED = frozenset({
+    "meta", "convs", "order", "turns", "shelf", "stream", "idem", "leases",
+    "user", "users", "delegates", "keys", "sessions",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,13 @@ Fields = dict[bytes, bytes]
 async def read(redis: RedisClient, names: Names) -> AsyncIterator[Key]:
     known: set[bytes] = set()
     async for name, (id, place, flat) in _each(redis, "backup_people", names.people):
+        owner = _fields(flat).get(b"owner")
+        if owner is not None and owner not in known:  # names are sorted: an owner comes before whom they speak for
+            continue
         known.add(id)
         yield Key(name, "string", [id])
         yield Key(b"dm:user:" + id, "hash", flat)
-        yield Key(b"dm:users", "zset", [place, id])
+        yield Key(b"dm:delegates:" + owner if owner else b"dm:users", "zset", [place, id])
     async for key in _keys(redis, names.alone["key"], known):
         yield key
     async for key in _sessions(redis, names.alone["session"], known):

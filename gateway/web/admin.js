@@ -1,4 +1,4 @@
-// The administrator's view: people, their sign-in links, API keys. Knows the admin routes; nothing of chats.
+// The administrator's view: people, those whom front ends name, sign-in links, API keys. Knows nothing of chats.
 import * as api from "./api.js";
 import { confirmed, copyButton, h, icon, openDialog } from "./dom.js";
 import { currentLanguage, remember } from "./i18n.js";
@@ -35,10 +35,40 @@ export function createAdmin({ user, notes }) {
       h("th", { scope: "row", text: one.name }),
       h("td", {}, badge("role", ROLES, one.role)),
       h("td", { say: ["key_count", { n: one.keys }] }),
-      h("td", { class: one.disabled ? "off" : "on", say: one.disabled ? "disabled" : "active" }),
+      status(one),
       h("td", { class: "row-actions" },
+        one.speaks_for ? button(["speaks_for", { n: one.speaks_for }], notes.guarded(() => showDelegates(one))) : null,
         one.disabled ? null : button("make_link", notes.guarded(() => showLink(one))),
         one.id === user.id ? null : button(one.disabled ? "enable" : "disable", act(() => toggle(one)))));
+  }
+
+  /** Those whom a front end names: a search, the newest first. They may be very many. */
+  async function showDelegates(owner) {
+    const rows = h("tbody");
+    const more = h("p", { class: "fine", say: "more_people", hidden: true });
+    const search = h("input", { type: "search", autocomplete: "off", placeholder: "search_people", label: "search_people" });
+    const look = notes.guarded(async () => {
+      const asked = search.value.trim();
+      const found = await api.delegates(owner.id, asked);
+      if (asked !== search.value.trim()) return;
+      rows.replaceChildren(...found.data.map((one) => delegateRow(one, owner, look)));
+      more.hidden = !found.has_more;
+    });
+    search.addEventListener("input", look);
+    look();
+    await openDialog(["speaks_for_title", { name: owner.name }], (close) => [
+      search, h("div", { class: "panel" }, table(["name", "status", null], rows)), more,
+      h("div", { class: "dialog-actions" }, h("button", { type: "button", class: "button primary", say: "done", on: { click: () => close() } })),
+    ]);
+  }
+
+  function delegateRow(one, owner, again) {
+    return h("tr", { data: { disabled: one.disabled } },
+      h("th", { scope: "row", text: one.name.slice(owner.name.length + 1) }), status(one),
+      h("td", { class: "row-actions" }, button(one.disabled ? "enable" : "disable", notes.guarded(async () => {
+        await toggle(one);
+        await again();
+      }))));
   }
 
   async function toggle(one) {
@@ -102,6 +132,8 @@ function inlineForm(action, fields, submit) {
   form.addEventListener("submit", (event) => (event.preventDefault(), submit()));
   return form;
 }
+
+const status = (one) => h("td", { class: one.disabled ? "off" : "on", say: one.disabled ? "disabled" : "active" });
 
 /** A role or scope by its name in the page's language; one this page does not know yet by the server's. */
 const badge = (kind, known, name) =>

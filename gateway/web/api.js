@@ -112,6 +112,8 @@ export const countTokens = async (body, signal) =>
   (await json("POST", "/v1/responses/input_tokens", { body, signal })).input_tokens;
 
 export const users = async () => (await json("GET", "/admin/users")).data;
+export const delegates = (id, query) =>
+  json("GET", path`/admin/users/${id}/speaks_for?` + new URLSearchParams({ query }));
 export const createUser = (name, role) => json("POST", "/admin/users", { body: { name, role } });
 export const setUserEnabled = (id, enabled) =>
   send("POST", path`/admin/users/${id}/` + (enabled ? "enable" : "disable"), { body: {} });

@@ -140,6 +140,7 @@ async def test_people_keys_links_and_sessions_open_the_same_doors_after_a_restor
     bob = await people.create("bob")
     await people.set_password_hash(bob.id, "$argon2id$…")
     await people.disable(bob.id)
+    named = await people.delegate(bob, "3f2c", 10)
     _, text = await keys.create(ada.id, "mine")
     _, expiring = await keys.create(ada.id, "short", expires_in_days=1)
     revoked, gone = await keys.create(ada.id)
@@ -152,6 +153,7 @@ async def test_people_keys_links_and_sessions_open_the_same_doors_after_a_restor
     await load(other, await backed_up(redis_client), "b", quiet)
     there, there_keys, there_sessions = People(other), Keys(other, secrets), Sessions(other, secrets)
     assert await there.all() == await people.all()
+    assert [person async for person in there.delegates(bob.id)] == [await there.delegate(bob, "3f2c", 1)] == [named]
     assert await there.named("ADA ω") == await people.named("ada ω")
     assert sorted(key.name for key in await there_keys.all()) == ["mine", "short"]
     for opened in (text, expiring):

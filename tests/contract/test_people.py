@@ -6,16 +6,17 @@ import contextlib
 import pytest
 
 from gateway.auth.keys import Keys, new_key
-from gateway.auth.people import People
+from gateway.auth.people import People, Person, refuse_delegate
 from gateway.auth.principal import Role, Scope
 from gateway.auth.secret import Secrets
 from gateway.auth.sessions import ABSOLUTE_SECONDS, IDLE_SECONDS, Sessions
 from gateway.auth.throttle import Throttle
-from gateway.errors import BadRequest, Busy
+from gateway.errors import BadRequest, Busy, Forbidden
 from gateway.redis_client import RedisClient
 from tests.servers import RedisServer
 
 DAY = 86_400
+MOST = 10_000
 
 
 class Clock:
@@ -88,11 +89,60 @@ async def test_the_people_are_listed_oldest_first_with_their_keys_counted(
 async def test_a_delegates_person_is_nobody_who_signs_in_here(people: People) -> None:
     front_end = await people.create("webui")
     ann = await people.create("ann")
-    delegate = await people.ensure_delegate(front_end, "ann")
-    assert delegate.id != ann.id and delegate.name == "webui/ann"
-    assert await people.ensure_delegate(front_end, "ANN") == delegate
+    delegate = await people.delegate(front_end, "ann", MOST)
+    assert delegate.id != ann.id and delegate.name == "webui/ann" and delegate.owner == front_end.id
+    assert await people.named("WebUI/ann") == delegate
     with pytest.raises(BadRequest):
-        await people.ensure_delegate(delegate, "other")
+        await people.delegate(delegate, "other", MOST)
+    with pytest.raises(BadRequest):
+        refuse_delegate(delegate)
+    with pytest.raises(BadRequest):
+        await people.create("webui/bob")
+
+
+async def test_a_front_ends_people_are_named_to_the_letter_and_apart_from_those_of_another(people: People) -> None:
+    one, other = await people.create("webui"), await people.create("chat")
+    words = ["Zm9v", "zm9v", "ann", "ann/", "a/nn", "Ann"]
+    made = {(await people.delegate(owner, word, MOST)).id for owner in (one, other) for word in words}
+    assert len(made) == 2 * len(words)
+
+
+async def test_a_front_ends_person_is_made_once_and_then_only_read(people: People, redis_server: RedisServer) -> None:
+    owner = await people.create("webui")
+    made = await asyncio.gather(*(people.delegate(owner, "ann", MOST) for _ in range(50)))
+    assert len({person.id for person in made}) == 1
+    before = _changes(redis_server)
+    for _ in range(20):
+        await people.delegate(owner, "ann", MOST)
+    assert _changes(redis_server) == before
+
+
+async def test_a_front_end_names_no_more_people_than_it_may_however_many_at_once(people: People) -> None:
+    owner = await people.create("webui")
+    made = await asyncio.gather(*(people.delegate(owner, f"p{n}", 5) for n in range(20)), return_exceptions=True)
+    refused = [one for one in made if isinstance(one, Forbidden)]
+    assert len(refused) == 15 and {one.code for one in refused} == {"too_many_people"}
+    known = next(one for one in made if isinstance(one, Person))
+    assert await people.delegate(owner, known.name.partition("/")[2], 5) == known, "who is there goes on"
+    await people.delegate(await people.create("chat"), "p19", 5)
+
+
+async def test_a_front_ends_people_are_listed_with_it_and_not_among_the_others(people: People, clock: Clock) -> None:
+    owner = await people.create("webui")
+    for name in ("ann", "bob"):
+        await people.delegate(owner, name, MOST)
+        clock.now += 1
+    assert [(p.name, p.speaks_for) for p in await people.all()] == [("webui", 2)]
+    assert [p.name async for p in people.delegates(owner.id)] == ["webui/bob", "webui/ann"]
+
+
+async def test_very_many_people_of_a_front_end_are_listed_in_pieces(people: People, clock: Clock) -> None:
+    owner = await people.create("webui")
+    for number in range(1203):
+        await people.delegate(owner, str(number), MOST)
+        clock.now += 1
+    listed = [int(p.name.partition("/")[2]) async for p in people.delegates(owner.id)]
+    assert listed == list(range(1202, -1, -1))
 
 
 async def test_a_key_is_found_by_its_digest_only_and_never_stored(

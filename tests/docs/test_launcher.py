@@ -66,6 +66,7 @@ def test_a_first_start_is_looked_at_and_people_get_in(desk: Desk):
     assert '"fake"' in told
     assert "notebook" in told.splitlines()[-1]
     desk.follows("ask", {HERE: f"127.0.0.1:{desk.port}", "SmolLM2-135M-Instruct": "fake"})
+    assert "front-end" in desk.follows("front-end").splitlines()[-1]
     told = desk.follows("metrics", {HERE: f"127.0.0.1:{desk.port}"})
     assert 'deskmate_up{part="redis"} 1.0' in told
 
@@ -81,7 +82,7 @@ def test_a_backup_an_upgrade_and_the_way_back(desk: Desk):
     desk.types("./deskmate user create bea")
     desk.follows("back")
     assert "The second release." not in (desk.checkout / "CHANGELOG.md").read_text()
-    assert desk.names() == {"admin", "ada", "prometheus"}
+    assert desk.names() == {"admin", "ada", "front-end", "prometheus"}
     desk.follows("down")
     desk.types("./deskmate status", code=3)
 
@@ -110,7 +111,7 @@ def test_all_is_removed_and_comes_back_from_the_backup_with_several_gateways(des
     desk.follows("restore")
     assert "The gateway was restarted." in desk.follows("gateways")
     assert "gateway-2" in desk.types("./deskmate status")
-    assert desk.names() == {"admin", "ada", "prometheus"}
+    assert desk.names() == {"admin", "ada", "front-end", "prometheus"}
 
 
 def free_port() -> int:

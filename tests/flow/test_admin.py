@@ -36,6 +36,7 @@ async def admin(desk: Desk) -> httpx2.AsyncClient:
 ROUTES = [
     ("GET", "/admin/users", None),
     ("POST", "/admin/users", {"name": "new"}),
+    ("GET", "/admin/users/{user}/speaks_for", None),
     ("POST", "/admin/users/{user}/disable", None),
     ("POST", "/admin/users/{user}/enable", None),
     ("POST", "/admin/users/{user}/link", None),
@@ -95,7 +96,7 @@ async def test_people_are_made_listed_and_linked(desk: Desk, admin: httpx2.Async
     assert (made["name"], made["department"], made["disabled"], made["keys"]) == ("Ann", "Sales", False, 0)
     listed = (await admin.get("/admin/users")).json()["data"]
     assert [person["name"] for person in listed] == ["admin", "Ann"]
-    assert set(listed[0]) == {"id", "name", "role", "department", "disabled", "created_at", "keys"}
+    assert set(listed[0]) == {"id", "name", "role", "department", "disabled", "created_at", "keys", "speaks_for"}
     link = (await admin.post(f"/admin/users/{made['id']}/link")).json()
     token = link["url"].partition("#link=")[2]
     assert (await desk.browser().post("/auth/link", json={"token": token})).json()["user"]["name"] == "Ann"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import secrets
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +105,7 @@ class MockGateway:
         self.turns: dict[str, Turn] = {}
         self.keys_posted: dict[str, str] = {}
         self.users: dict[str, Json] = {}
+        self.delegates: dict[str, list[Json]] = defaultdict(list)
         self.passwords: dict[str, str] = {}
         self.api_keys: dict[str, Json] = {}
         self.links: dict[str, str] = {}
@@ -161,9 +164,17 @@ class MockGateway:
 
     def add_user(self, name: str, role: str = "member") -> Json:
         user = {"id": f"user_{len(self.users)}", "name": name, "role": role, "department": None, "disabled": False,
-                "created_at": int(time.time()), "keys": 0}  # fmt: skip
+                "created_at": int(time.time()), "keys": 0, "speaks_for": 0}  # fmt: skip
         self.users[name] = user
         return user
+
+    def add_delegates(self, owner: str, *names: str) -> None:
+        """People whom the front end of `owner` names."""
+        for name in names:
+            self.delegates[owner].append(
+                {"id": f"user_of_{owner}_{name}", "name": f"{owner}/{name}", "disabled": False}
+            )
+        self.users[owner]["speaks_for"] = len(self.delegates[owner])
 
     def add_conversation(self, title: str, *said: str, age_seconds: float = 0) -> str:
         found = self._new_conversation(title, age_seconds)
@@ -219,6 +230,7 @@ class MockGateway:
             ("DELETE", "/v1/conversations/{id}", self._delete), ("GET", "/v1/conversations/{id}/items", self._items),
             ("POST", "/v1/conversations/{id}/items", self._add_items),
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
+            ("GET", "/admin/users/{id}/speaks_for", self._delegates),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
             ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
             ("DELETE", "/admin/keys/{id}", self._revoke),
@@ -303,8 +315,14 @@ class MockGateway:
         body = await request.json()
         return web.json_response(self.add_user(body["name"], body.get("role", "member")))
 
+    async def _delegates(self, request: web.Request) -> web.Response:
+        owner = next(name for name, one in self.users.items() if one["id"] == request.match_info["id"])
+        found = [one for one in self.delegates[owner] if request.query["query"] in one["name"].partition("/")[2]]
+        return web.json_response({"data": found[:2], "has_more": len(found) > 2})
+
     async def _user_verb(self, request: web.Request) -> web.Response:
-        user = next(one for one in self.users.values() if one["id"] == request.match_info["id"])
+        everybody = itertools.chain(self.users.values(), *self.delegates.values())
+        user = next(one for one in everybody if one["id"] == request.match_info["id"])
         verb = request.match_info["verb"]
         if verb == "link":
             return web.json_response({"url": self.link(user["name"]), "expires_at": int(time.time()) + 86400})

@@ -440,6 +440,29 @@ def test_an_administrator_makes_a_key_sees_it_once_and_revokes_it(visit, gateway
     assert gateway.api_keys == {}
 
 
+def test_the_people_of_a_front_end_are_found_behind_it_and_disabled_one_by_one(visit, gateway):
+    gateway.add_user("webui")
+    gateway.add_delegates("webui", "ann@example.org", "bob@example.org", "<b>zoë</b>")
+    page = visit().open()
+    page.goto(f"{gateway.address}/#/admin")
+    row = page.locator("#people tr", has_text="webui")
+    row.get_by_text("Speaks for 3").click()
+    found = page.locator("dialog tbody tr")
+    expect(found).to_have_count(2)
+    expect(page.get_by_text("There are more")).to_be_visible()
+    page.fill("dialog input", "zoë")
+    expect(found).to_have_count(1)
+    expect(found).to_contain_text("<b>zoë</b>")
+    found.get_by_role("button", name="Disable").click()
+    page.click("dialog .danger")
+    expect(found).to_contain_text("Disabled")
+    assert [one["name"] for one in gateway.delegates["webui"] if one["disabled"]] == ["webui/<b>zoë</b>"]
+    found.get_by_role("button", name="Enable").click()
+    expect(found).to_contain_text("Active")
+    page.get_by_role("button", name="Done").click()
+    expect(page.locator("#people tbody tr")).to_have_count(2)
+
+
 def test_a_member_finds_no_administration(visit, gateway):
     gateway.add_user("Lin")
     page = visit().open("Lin")
