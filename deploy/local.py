@@ -238,6 +238,8 @@ class Stack:
             options += ["--seats", str(self._wishes.seats)]
         if parser := self._given.get("DESKMATE_TOOL_PARSER"):
             options += ["--tool-parser", parser]
+        if parser := self._given.get("DESKMATE_REASONING_PARSER"):
+            options += ["--reasoning-parser", parser]
         return self._python(("worker", *options), {})
 
     async def _worker_answers(self) -> bool:

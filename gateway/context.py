@@ -24,6 +24,7 @@ from gateway.prompt import (
 
 LEAST_ANSWER_TOKENS = 16  # a prompt that leaves less room than this is too long
 PLAIN = Form()
+_EFFORTS = {"minimal": "none", "xhigh": "high", "max": "high"}  # all engines know the others
 _FITTING_TRIES = 4
 
 
@@ -84,7 +85,8 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
 def _messages(
     request: TurnRequest, rounds: Sequence[Sequence[Mapping[str, Any]]], added_tokens: tuple[str, ...]
 ) -> list[Message]:
-    return to_messages(request.system, [item for r in rounds for item in r], added_tokens)
+    items = [item for r in rounds for item in r]
+    return to_messages(request.system, items, added_tokens, thoughts=request.window.thoughts)
 
 
 def _budget(request: TurnRequest, model: ModelFacts | None) -> int:
@@ -105,8 +107,11 @@ def _sizes(
 async def _count(request: TurnRequest, messages: list[Message], engine: Engine) -> Prompt:
     if engine.state is EngineState.READY:
         model = request.model or (engine.model.id if engine.model else "")
-        tools = {"tools": tools_of(request.form, engine.model)} if request.form.tools else {}
-        body = {"model": model, "messages": messages, "add_generation_prompt": True, **tools}
+        asked = effort_of(request.form, engine.model)
+        asked.pop("reasoning_effort", None)  # changes some prompts by a word; this route does not know it
+        if request.form.tools:
+            asked["tools"] = tools_of(request.form, engine.model)
+        body = {"model": model, "messages": messages, "add_generation_prompt": True, **asked}
         try:
             return Prompt(messages, await engine.count(msgspec.json.encode(body), request.id), certain=True)
         except EngineLost:
@@ -116,6 +121,17 @@ async def _count(request: TurnRequest, messages: list[Message], engine: Engine) 
 
 def tools_of(form: Form, model: ModelFacts | None) -> list[Any]:
     return [harmless(tool, model.added_tokens if model else ()) for tool in form.tools]
+
+
+def effort_of(form: Form, model: ModelFacts | None) -> dict[str, Any]:
+    """How a chat is asked to think less or more. Where the template has no switch, it may know degrees."""
+    if form.effort is None or model is None or model.reasoning_parser is None:
+        return {}
+    effort = _EFFORTS.get(form.effort, form.effort)
+    if model.thinking_switch is None:
+        return {"reasoning_effort": "low" if effort == "none" else effort}
+    asked: dict[str, Any] = {"chat_template_kwargs": {model.thinking_switch: effort != "none"}}
+    return asked if effort == "none" else {**asked, "reasoning_effort": effort}
 
 
 def check_outputs(items: Sequence[Mapping[str, Any]], start: int) -> None:

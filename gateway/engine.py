@@ -59,6 +59,8 @@ class ModelFacts:
     defaults: Defaults = Defaults()
     added_tokens: tuple[str, ...] = ()  # control tokens of its tokenizer; empty when unknown
     tool_parser: str | None = None
+    reasoning_parser: str | None = None  # it thinks before it answers, and its thoughts are told apart
+    thinking_switch: str | None = None  # the variable of its chat template that turns thinking off
     demo: bool = False
     vision: bool = False
     kv_tokens: int | None = None
@@ -83,6 +85,8 @@ class _Plan(msgspec.Struct):
     kv_tokens: int | None = None
     added_tokens: tuple[str, ...] = ()
     tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    thinking_switch: str | None = None
     vision: bool = False
     generation_defaults: _PlanDefaults = msgspec.field(default_factory=_PlanDefaults)
 
@@ -127,6 +131,7 @@ class CallDelta(msgspec.Struct, frozen=True):
 class ChatDelta(msgspec.Struct, frozen=True):
     content: str | None = None
     tool_calls: tuple[CallDelta, ...] | None = None
+    reasoning: str | None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -446,6 +451,8 @@ class Engine:
             defaults=self._defaults(plan.generation_defaults),
             added_tokens=plan.added_tokens,
             tool_parser=_parser(self._settings.tool_parser or plan.tool_parser),
+            reasoning_parser=_parser(self._settings.reasoning_parser or plan.reasoning_parser),
+            thinking_switch=plan.thinking_switch,
             demo=plan.model.demo,
             vision=plan.vision,
             kv_tokens=plan.kv_tokens,

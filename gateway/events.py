@@ -32,6 +32,7 @@ class Form(msgspec.Struct, frozen=True, array_like=True):
     most_calls: int | None = None
     format: dict[str, Any] | None = None  # JSON of a given form
     at_once: bool = False  # nobody reads along: its JSON is shown when it is whole, and may be written again until then
+    effort: str | None = None  # how much a model that reasons shall think, in OpenAI's words
 
     def __bool__(self) -> bool:
         return bool(self.tools or self.format)
@@ -64,6 +65,13 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="s"):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="d"):
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+class Thought(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """What a model that reasons says to itself, before its answer."""
+
     text: str
     token_ids: tuple[int, ...] = ()
 
@@ -111,9 +119,10 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     code: str | None = None
     message: str | None = None
     completed_at: int = 0
+    reasoning_tokens: int = 0  # of the completion's
 
 
-TurnEvent = Asked | Queued | Progress | Started | Delta | Rest | Finished
+TurnEvent = Asked | Queued | Progress | Started | Thought | Delta | Rest | Finished
 
 encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(TurnEvent).decode

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from gateway.conversations import Begun
-from gateway.events import Delta, Finished, TurnEvent
+from gateway.events import Delta, Finished, Thought, TurnEvent
 from gateway.said import Said
 
 
@@ -115,6 +115,8 @@ def _joined(events: Sequence[TurnEvent]) -> list[TurnEvent]:
         last = joined[-1] if joined else None
         if isinstance(event, Delta) and isinstance(last, Delta):
             joined[-1] = Delta(last.text + event.text, last.token_ids + event.token_ids)
+        elif isinstance(event, Thought) and isinstance(last, Thought):
+            joined[-1] = Thought(last.text + event.text, last.token_ids + event.token_ids)
         else:
             joined.append(event)
     return joined

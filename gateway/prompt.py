@@ -43,14 +43,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str = ""  # the thoughts before it
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much history a turn may carry. `rounds` None: all of it. `truncate`: drop old rounds rather than refuse."""
+    """How much history a turn may carry. `rounds` None: all of it. `truncate`: drop old rounds rather than refuse.
+    `thoughts`: the model reads what it thought in earlier answers, too."""
 
     rounds: int | None = None
     truncate: bool = False
+    thoughts: bool = False
 
 
 @lru_cache(maxsize=8)
@@ -142,21 +145,29 @@ def first_round(total: int, rounds: int | None) -> int:
     return (total - rounds) // rounds * rounds
 
 
-def to_messages(system: str | None, items: Sequence[Mapping[str, Any]], added_tokens: tuple[str, ...]) -> list[Message]:
+def to_messages(
+    system: str | None, items: Sequence[Mapping[str, Any]], added_tokens: tuple[str, ...], *, thoughts: bool = False
+) -> list[Message]:
     """Chat messages for the engine: `system` first, then the items; `developer` is the system role of old models.
 
-    The output of a call that is not there (its round was dropped) is left out: templates need the pair.
+    The output of a call that is not there (its round was dropped) is left out: templates need the pair. So are
+    `thoughts`, but for those that the caller sent as input.
     """
     messages = [Message("system", neutralise(system, added_tokens))] if system else []
     called: set[str] = set()
+    thought = ""
     for item in items:
+        before, thought = thought, ""
         match item.get("type", "message"):
             case "message":
                 role = "system" if item["role"] == "developer" else item["role"]
-                messages.append(Message(role, neutralise(text_of(item), added_tokens)))
+                before = before if role == "assistant" else ""
+                messages.append(Message(role, neutralise(text_of(item), added_tokens), reasoning=before))
             case "function_call":
                 called.add(item["call_id"])
-                _add_call(messages, _call(item, added_tokens))
+                _add_call(messages, _call(item, added_tokens), before)
+            case "reasoning" if thoughts or item.get("given"):
+                thought = neutralise(before + item["text"], added_tokens)
             case "compaction":
                 told = [*item["instructions"], SUMMARY_NOTE + item["summary"]]
                 messages += [Message("system", neutralise(text, added_tokens)) for text in told]
@@ -171,12 +182,12 @@ def _call(item: Mapping[str, Any], added_tokens: tuple[str, ...]) -> ToolCall:
     return ToolCall(neutralise(item["call_id"], added_tokens), function)
 
 
-def _add_call(messages: list[Message], call: ToolCall) -> None:
-    """Calls belong to the message of the model that they came with."""
-    if messages and messages[-1].role == "assistant":
+def _add_call(messages: list[Message], call: ToolCall, thought: str) -> None:
+    """Calls belong to the message of the model that they came with; with new thoughts another one begins."""
+    if messages and messages[-1].role == "assistant" and not thought:
         messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
     else:
-        messages.append(Message("assistant", "", (call,)))
+        messages.append(Message("assistant", "", (call,), reasoning=thought))
 
 
 def unknown_output(items: Sequence[Mapping[str, Any]], start: int) -> int | None:
@@ -191,7 +202,7 @@ def unknown_output(items: Sequence[Mapping[str, Any]], start: int) -> int | None
 
 
 def estimate_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
-    said = sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in messages)
+    said = sum(_bytes_said(message) // BYTES_PER_TOKEN + 8 for message in messages)
     return said + (_bytes_of_calls(messages) + _bytes_of_tools(tools)) // BYTES_PER_TOKEN
 
 
@@ -200,9 +211,13 @@ def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] 
 
     Templates write the JSON of tools and calls anew, with other spaces and escapes.
     """
-    said = sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in messages) + TEMPLATE_TOKENS
+    said = sum(_bytes_said(message) + TEMPLATE_TOKENS for message in messages) + TEMPLATE_TOKENS
     calls = _bytes_of_calls(messages) * JSON_GROWTH
     return said + calls + (_bytes_of_tools(tools) * JSON_GROWTH + TOOLS_TEMPLATE_TOKENS if tools else 0)
+
+
+def _bytes_said(message: Message) -> int:
+    return len(message.content.encode()) + len(message.reasoning.encode())
 
 
 def _bytes_of_calls(messages: Sequence[Message]) -> int:

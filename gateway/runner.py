@@ -186,8 +186,7 @@ class Runner:
         finally:
             live.ending = True
             if not outcome.prompt_tokens and (produced := live.said.tokens + live.said.unseen):
-                counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": produced}
-                outcome = msgspec.structs.replace(outcome, **counts)
+                outcome = _counted(outcome, live, produced)
             with anyio.CancelScope(shield=True):
                 await self._finish(live, msgspec.structs.replace(outcome, completed_at=int(time.time())))
 
@@ -334,8 +333,7 @@ class Runner:
 
     async def _end(self, live: LiveTurn, code: str, message: str) -> None:
         outcome = Finished("failed", code=code, message=message, completed_at=int(time.time()))
-        counts = {"prompt_tokens": len(live.said.prompt_token_ids), "completion_tokens": live.said.tokens}
-        await self._store.finish(_finish_of(live, msgspec.structs.replace(outcome, **counts)))
+        await self._store.finish(_finish_of(live, _counted(outcome, live, live.said.tokens)))
 
     # who comes later ------------------------------------------------------------------------------------------------
     def live(self, owner: str, turn: str) -> LiveTurn | None:
@@ -419,6 +417,17 @@ def _tries(said: Sequence[TurnEvent]) -> int:
 def _append(live: LiveTurn, events: Sequence[TurnEvent]) -> Append:
     fence = live.begun.fence if live.begun else 0
     return Append(live.owner, live.id, fence, len(live.shown) + 1, [encode_event(event) for event in events])
+
+
+def _counted(outcome: Finished, live: LiveTurn, produced: int) -> Finished:
+    """An end that the engine did not tell, with what is known of its tokens."""
+    said = live.said
+    return msgspec.structs.replace(
+        outcome,
+        prompt_tokens=len(said.prompt_token_ids),
+        completion_tokens=produced,
+        reasoning_tokens=said.thought_tokens,
+    )
 
 
 def _finish_of(live: LiveTurn, outcome: Finished) -> Finish:

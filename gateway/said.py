@@ -1,10 +1,13 @@
 """What exists of an answer: a fold over its events, and the items it is stored as. Knows neither engine nor storage."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import Call, Delta, Rest, Started, TurnEvent
+from gateway.events import Call, Delta, Rest, Started, Thought, TurnEvent
+
+_MARK = re.compile(r"\s*(?:<[^<>]{1,40}>)?\n*")  # what a model writes before and after its thoughts
 
 
 @dataclass(slots=True)
@@ -13,9 +16,11 @@ class Said:
 
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
+    thoughts: list[str] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     rest: Rest | None = None  # the end of the answer: the engine has nothing more to say
     tokens: int = 0
+    thought_tokens: int = 0  # of these: the first ones
     unseen: int = 0  # tokens beside these, of what is kept back until it is whole
 
     @classmethod
@@ -30,6 +35,11 @@ class Said:
             self.pieces.append(event.text)
             self.token_ids += event.token_ids
             self.tokens += len(event.token_ids) or 1
+        elif isinstance(event, Thought):
+            self.thoughts.append(event.text)
+            self.token_ids += event.token_ids
+            self.tokens += len(event.token_ids)
+            self.thought_tokens += len(event.token_ids)
         elif isinstance(event, Started):
             self.prompt_token_ids = event.prompt_token_ids
         elif isinstance(event, Rest):
@@ -41,6 +51,17 @@ class Said:
         return "".join(self.pieces)
 
     @property
+    def thought(self) -> str:
+        return "".join(self.thoughts)
+
+    def begins_in(self, raw: str, *, thinks: bool) -> int:
+        """Where in the raw text of its tokens the text begins, or while it thinks the thoughts; -1: nobody knows."""
+        if not self.thoughts:
+            return 0
+        begin = _behind(raw, 0, self.thought)
+        return begin if thinks or begin < 0 else _behind(raw, begin + len(self.thought), self.text)
+
+    @property
     def can_go_on(self) -> bool:
         """Nothing said yet, or every token of it known (a bare engine may not tell them)."""
         return not self.tokens or self.rest is not None or bool(self.prompt_token_ids and self.token_ids)
@@ -49,6 +70,8 @@ class Said:
         """The items of the answer as they are stored; the last message of one that broke off is incomplete."""
         items: list[dict[str, Any]] = []
         text = self.text
+        if self.thoughts:
+            items.append(thought_item(self.thought, complete=bool(complete or text or (self.rest and self.rest.parts))))
         for part in self.rest.parts if self.rest else ():
             if isinstance(part, str):
                 text += part
@@ -60,6 +83,16 @@ class Said:
         if text or (complete and not items):
             items.append(answer_item(text, complete))
         return items
+
+
+def _behind(raw: str, at: int, part: str) -> int:
+    """Where `part` begins in the raw text from `at` on, as a rule behind a mark."""
+    mark = _MARK.match(raw, at)
+    return mark.end() if mark and raw.startswith(part, mark.end()) else raw.find(part, at)
+
+
+def thought_item(text: str, complete: bool) -> dict[str, Any]:
+    return {"type": "reasoning", "text": text, "status": "completed" if complete else "incomplete"}
 
 
 def call_item(call: Call) -> dict[str, Any]:

@@ -62,6 +62,10 @@ class Settings:
         "vLLM's parser of tool calls, or `none`; unset: by the model. Of a bare vLLM: the one it was started with.",
         None,
     )
+    reasoning_parser: str | None = _setting(
+        "vLLM's parser of thoughts, or `none`; unset: by the model. Of a bare vLLM: the one it was started with.",
+        None,
+    )
 
     max_tokens: int | None = _setting("New tokens of an answer that sets no limit; unset: the plan's, else 1024.", None)
     temperature: float | None = _setting("Default temperature; unset: the plan's, else 0.7.", None)

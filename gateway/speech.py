@@ -1,4 +1,5 @@
-"""What the engine says in one run of a turn, made events: characters whole, calls kept until they are, times noted.
+"""What the engine says in one run of a turn, made events: thoughts apart, characters whole, calls kept
+until they are, times noted.
 
 Knows no engine: it is given the chunks of a burst.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from gateway.calls import Kept
 from gateway.engine import ChatChoice, ChatChunk, Usage
 from gateway.errors import EngineError
-from gateway.events import Delta, Finished, Form, Rest, Started, Timing, TurnEvent
+from gateway.events import Delta, Finished, Form, Rest, Started, Thought, Timing, TurnEvent
 from gateway.said import Said
 
 
@@ -30,6 +31,7 @@ class Speech:
     usage: Usage | None = None
     held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
     kept: Kept = field(default_factory=Kept)  # what is not shown before the answer is whole
+    seen_thought: str = ""  # the end of the thoughts that were seen, where it is written again
     seen: str = ""  # what was seen already of an answer that is written again, as far as it has not come yet
 
     def begin(self) -> None:
@@ -37,20 +39,27 @@ class Speech:
         self.held.clear()
         self.kept.clear()
         self.tokens, self.said.unseen = self.tokens + self.said.unseen, 0
-        self.seen = self.said.text if self.form and self.form.format else ""
+        self.seen, self.seen_thought = "", ""
+        if self.form and self.form.format:
+            self.seen = self.said.text
+            if self.said.thought_tokens:
+                del self.said.token_ids[self.said.thought_tokens :]
         self.before = 0 if self.anew else len(self.said.token_ids)
         self.usage = self.finish_reason = None
 
     @property
     def anew(self) -> bool:
-        """The answer is written again from its beginning: a grammar of JSON cannot be taken up in the middle."""
-        return self.form is not None and (self.form.format is not None or not self.said.token_ids)
+        """The answer is written again from its beginning: a grammar of JSON cannot be taken up in the middle, but
+        behind the thoughts before it."""
+        said, form = self.said, self.form
+        return form is not None and (not said.token_ids or (form.format is not None and not said.thought_tokens))
 
     def take(self, chunks: Sequence[ChatChunk]) -> list[TurnEvent]:
-        """The events of one burst: at most one Started and one Delta, however many tokens came together."""
+        """The events of one burst: at most one of each kind, however many tokens came together."""
         events: list[TurnEvent] = []
         text = ""
         ids: list[int] = []
+        thought, thought_ids = "", list[int]()
         for chunk in chunks:
             if chunk.prompt_token_ids is not None and not self.said.prompt_token_ids:
                 events.append(Started(chunk.prompt_token_ids))
@@ -60,12 +69,24 @@ class Speech:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self.held.extend(choice.token_ids or ())
                 content = choice.delta.content or choice.text
+                if choice.delta.reasoning and not text and self._thinks:
+                    thought += self._think(choice.delta.reasoning, begun=bool(thought))
+                    if thought and not content:  # else nobody knows which of its tokens are the thought's
+                        thought_ids += self.held
+                        self.held.clear()
+                if content and not text and (thought or self.said.thoughts) and self._at_its_beginning:
+                    content = content.lstrip("\n")
+                if content and self.seen:
+                    content, self.seen = self._again(content, self.seen)
                 if self.form is not None:
                     content = self._keep(self.form, choice, content or "", begun=bool(text or self.said.tokens))
                 if content:
                     text += content
                     ids += self.held
                     self.held.clear()
+        if thought:
+            self._note(len(thought_ids))
+            events.append(Thought(thought, tuple(thought_ids)))
         if text:
             self._note(len(ids) or 1)
             events.append(Delta(text, tuple(ids)))
@@ -73,10 +94,24 @@ class Speech:
             self.said.unseen = len(self.held)
         return events
 
+    @property
+    def _thinks(self) -> bool:
+        """A thought may still be shown: not beside an answer, and not once more."""
+        said = self.said
+        return not (said.pieces or self.kept.parts or (said.thoughts and self.anew))
+
+    @property
+    def _at_its_beginning(self) -> bool:
+        return not self.said.pieces or self.seen == self.said.text
+
+    def _think(self, thought: str, *, begun: bool) -> str:
+        """What may be shown of it; models put blank lines around their thoughts."""
+        if self.seen_thought:
+            thought, self.seen_thought = self._again(thought, self.seen_thought)
+        return thought if begun or self.said.thoughts else thought.lstrip("\n")
+
     def _keep(self, form: Form, choice: ChatChoice, content: str, *, begun: bool) -> str:
         """What may be shown at once: text before the first call, but not the blank that often stands before one."""
-        if self.seen and content:
-            content = self._again(content)
         calls = choice.delta.tool_calls or ()
         if calls or self.kept.calls or (form.format is not None and form.at_once):
             self._note(0)
@@ -90,15 +125,16 @@ class Speech:
             return ""
         return content
 
-    def _again(self, content: str) -> str:
-        """What is new of what is written again. Raises EngineError where it is not what was seen."""
-        known = min(len(self.seen), len(content))
-        if content[:known] != self.seen[:known]:
+    def _again(self, content: str, seen: str) -> tuple[str, str]:
+        """What is new of what is written again, and what of the seen is still to come. Raises EngineError where it is
+        not what was seen."""
+        known = min(len(seen), len(content))
+        if content[:known] != seen[:known]:
             message = "The engine was lost in the middle of the answer, and writes another one now; ask again."
             raise EngineError(message, code="engine_lost")
-        self.seen = self.seen[known:]
-        self.held.clear()
-        return content[known:]
+        if self.form is not None and self.form.format is not None:
+            self.held.clear()
+        return content[known:], seen[known:]
 
     def rest(self) -> Rest | None:
         """What was kept, once the engine has ended."""
@@ -124,6 +160,7 @@ class Speech:
             cached_tokens=min(usage.cached_tokens, prompt_tokens),
             completion_tokens=self.before + (usage.completion_tokens or 0),
             timing=self.timing(),
+            reasoning_tokens=self.said.thought_tokens,
         )
 
     def timing(self) -> Timing:

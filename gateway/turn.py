@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from gateway.admission import Place
-from gateway.context import Prompt, TurnRequest, build_prompt, tools_of
+from gateway.context import Prompt, TurnRequest, build_prompt, effort_of, tools_of
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import EngineAway, EngineError, EngineLost
 from gateway.events import Delta, Form, Progress, Queued, TurnEvent
@@ -110,12 +110,13 @@ async def _ask(
 ) -> AsyncGenerator[TurnEvent, None]:
     """One try: ask for the answer, or for what is still missing of it."""
     said = speech.said
+    parsed = _is_parsed(request, said, engine.model)
     speech.begin()
     if said.rest is not None:
         speech.finish_reason = "length" if said.rest.cut else "stop"
         return
     if said.prompt_token_ids and not speech.anew:
-        if request.form:
+        if parsed:
             await _to_a_border(request, speech, engine)
         elif held := await _held_back(request, said, engine):
             yield Delta(held)
@@ -123,7 +124,7 @@ async def _ask(
         if left < 1:
             speech.finish_reason = "length"
             return
-        bursts = _go_on(request, said, left, engine)
+        bursts = _go_on(request, said, left, engine, parsed=parsed)
     else:
         if prompt is None or not prompt.certain:
             prompt = await build_prompt(request, engine)
@@ -136,10 +137,17 @@ async def _ask(
         yield rest
 
 
-def _go_on(request: TurnRequest, said: Said, left: int, engine: Engine) -> AsyncGenerator[list[ChatChunk], None]:
-    """What follows exactly these tokens. With tools it is asked for as a chat: only there vLLM reads calls."""
+def _is_parsed(request: TurnRequest, said: Said, model: ModelFacts | None) -> bool:
+    """Whether vLLM is to tell apart what the model writes: calls, thoughts. It does so for chats only."""
+    return bool(request.form or said.thoughts or (model and model.reasoning_parser))
+
+
+def _go_on(
+    request: TurnRequest, said: Said, left: int, engine: Engine, *, parsed: bool
+) -> AsyncGenerator[list[ChatChunk], None]:
+    """What follows exactly these tokens. Its parsers read in them whether the model was thinking still."""
     ids = [*said.prompt_token_ids, *said.token_ids]
-    if not request.form:
+    if not parsed:
         return engine.complete(_continuation(request, ids, left), request.id)
     return _from_there(engine.chat(_chat_continuation(request, ids, left, engine.model), request.id), len(ids))
 
@@ -154,21 +162,28 @@ async def _from_there(
             if not begun:
                 begun = True
                 if len(chunks[0].prompt_token_ids or ()) != tokens:
-                    raise EngineError("This engine cannot go on with an answer that may call tools; ask again.")
+                    raise EngineError("This engine cannot go on with an answer that has calls or thoughts; ask again.")
             yield chunks
 
 
 async def _to_a_border(request: TurnRequest, speech: Speech, engine: Engine) -> None:
-    """Take back tokens behind the text that was seen: after one that opens a call, nobody would know it for a call.
+    """Take back tokens behind what was seen: after one that opens a call, nobody would know it for a call.
 
     When one token holds the end of the text and the beginning of a call, that end is written again.
     """
     said = speech.said
+    thinks = len(said.token_ids) == said.thought_tokens
+    last, begin = said.thought if thinks else said.text, None
     for tokens in range(len(said.token_ids), max(0, len(said.token_ids) - _MOST_TAKEN_BACK), -1):
-        text = await engine.text_of(said.token_ids[:tokens], request.id)
-        if said.text.startswith(text):
+        raw = await engine.text_of(said.token_ids[:tokens], request.id)
+        begin = said.begins_in(raw, thinks=thinks) if begin is None else begin
+        if 0 <= begin <= len(raw) and last.startswith(raw[begin:]):
             del said.token_ids[tokens:]
-            speech.before, speech.seen = tokens, said.text[len(text) :]
+            speech.before = tokens
+            if thinks:
+                said.thought_tokens, speech.seen_thought = tokens, last[len(raw) - begin :]
+            else:
+                speech.seen = last[len(raw) - begin :]
             return
 
 
@@ -210,9 +225,9 @@ def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> byt
 
 def _formed(form: Form, model: ModelFacts | None) -> dict[str, Any]:
     """What a chat is asked for beside text."""
-    asked: dict[str, Any] = {}
+    asked = effort_of(form, model)
     if form.tools:
-        asked = {"tools": tools_of(form, model), "tool_choice": form.choice, "parallel_tool_calls": form.parallel}
+        asked |= {"tools": tools_of(form, model), "tool_choice": form.choice, "parallel_tool_calls": form.parallel}
     return asked if form.format is None else {**asked, "response_format": form.format}
 
 

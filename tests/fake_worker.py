@@ -41,8 +41,9 @@ UNSET = msgspec.UNSET
 # Tokens ---------------------------------------------------------------------------------------------------------------
 # An id holds its own bytes (at most five), so that ids outlive the process and every Redis script keeps them exact.
 
-IM_START, IM_END, END_OF_TEXT, ASSISTANT = 1, 2, 3, 4
-SPECIAL = {"<|im_start|>": IM_START, "<|im_end|>": IM_END, "<|endoftext|>": END_OF_TEXT}
+IM_START, IM_END, END_OF_TEXT, ASSISTANT, THINK, THOUGHT = range(1, 7)
+SPECIAL = {"<|im_start|>": IM_START, "<|im_end|>": IM_END, "<|endoftext|>": END_OF_TEXT, "<think>": THINK}
+SPECIAL |= {"</think>": THOUGHT}
 SPECIAL_TEXT = {
     **{number: text.encode() for text, number in SPECIAL.items()},
     ASSISTANT: b"<|im_start|>assistant\n",
@@ -93,14 +94,21 @@ def text_of(content: Any) -> str:
 OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>\n"
 
 
-def chat_ids(messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
-    """The prompt of a chat: the tools, each message between its markers, then the assistant's header."""
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def chat_ids(messages: list[dict[str, Any]], tools: Any = None, *, thinking: bool = True) -> list[int]:
+    """The prompt of a chat: the tools, each message between its markers, then the assistant's header.
+
+    `thinking` is the switch of the template: without it the header holds thoughts that have ended.
+    """
     ids: list[int] = [IM_START, *tokenize(f"tools\n{json_bytes(tools).decode()}"), IM_END] if tools else []
     for message in messages:
         calls = written(call.get("function") or {} for call in message.get("tool_calls") or ())
-        text = f"{message.get('role')}\n{text_of(message.get('content'))}{calls}"
+        thought = f"<think>\n{message['reasoning']}\n</think>\n\n" if message.get("reasoning") else ""
+        text = f"{message.get('role')}\n{thought}{text_of(message.get('content'))}{calls}"
         ids += [IM_START, *tokenize(text), IM_END]
-    return [*ids, ASSISTANT]
+    return [*ids, ASSISTANT, *(() if thinking else tokenize(NO_THOUGHT))]
 
 
 def written(calls: Iterable[Mapping[str, Any]]) -> str:
@@ -154,6 +162,24 @@ class Hermes:
         if len(arguments) > self.sent[index]:
             sent, self.sent[index] = self.sent[index], len(arguments)
             yield {"index": index, "function": {"arguments": arguments[sent:]}}
+
+
+class Qwen3:
+    """vLLM's parser of thoughts of that name in little: what each token adds to them, or to the answer behind them.
+
+    In the middle of an answer the prompt's tokens say whether it is thinking still.
+    """
+
+    def __init__(self, prompt_ids: list[int], answer: ChatDialect) -> None:
+        marks = (number for number in reversed(prompt_ids) if number in (THINK, THOUGHT, ASSISTANT))
+        self.thinks, self.tokens, self.answer = next(marks, ASSISTANT) != THOUGHT, 0, answer
+
+    def delta(self, piece: Piece) -> dict[str, Any]:
+        if not self.thinks:
+            return self.answer.read(piece.text)
+        self.thinks = piece.number != THOUGHT
+        self.tokens += 1
+        return {"reasoning": piece.text} if piece.text and piece.number not in (THINK, THOUGHT) else {}
 
 
 def _without_start(text: str, tag: str) -> int:
@@ -284,6 +310,7 @@ class Script:
     fail: str | None = None  # "500", "400", "hang", "garbage", "close_after:N", "error_after:N", "hang_after:N"
     times: int | None = None
     answer: str | None = None  # these words instead of the deterministic ones
+    thoughts: str | None = None  # thought before `answer`; the chat is then read by vLLM's parser of thoughts
     # [{"name": …, "arguments": {…} or text}]: called when a request brings tools; after `answer`, if there is one
     tools: list[dict[str, Any]] | None = None
     split_bytes: int = 0  # write every frame in pieces of so many bytes
@@ -358,6 +385,12 @@ class ChatDialect:
         self.tools = script.tools if body.get("tools") and body.get("tool_choice") != "none" else None
         self.answer = (script.answer or "") + written(self.tools) if self.tools else script.answer
         self.parser = Hermes(number) if self.tools else None
+        self.thinker: Qwen3 | None = None
+        if script.thoughts is not None:
+            self.thinker = Qwen3(prompt_ids, self)
+            off = tokenize(NO_THOUGHT) == prompt_ids[_header(prompt_ids) :][: len(tokenize(NO_THOUGHT))]
+            thought = NO_THOUGHT if off else f"<think>\n{script.thoughts}\n</think>\n\n"
+            self.answer = thought + (self.answer or "Well.")
         self.head = {
             "id": f"{self.prefix}-{number:016x}",
             "object": "chat.completion.chunk",
@@ -375,9 +408,15 @@ class ChatDialect:
         ids = self.prompt_ids if self.with_ids else None
         return _data(self.head | {"choices": [delta], "prompt_token_ids": ids, "prompt_text": None})
 
+    def read(self, text: str) -> dict[str, Any]:
+        return self.parser.delta(text) if self.parser else {"content": text} if text else {}
+
+    def parsed(self, piece: Piece) -> dict[str, Any]:
+        return self.thinker.delta(piece) if self.thinker else self.read(piece.text)
+
     def delta(self, piece: Piece) -> bytes:
-        if self.parser is not None:
-            delta, ids_too = self.parser.delta(piece.text), {"token_ids": [piece.number] if self.with_ids else None}
+        if self.parser is not None or self.thinker is not None:
+            delta, ids_too = self.parsed(piece), {"token_ids": [piece.number] if self.with_ids else None}
             if not delta and not self.with_ids:
                 return b""  # nothing to say of this token
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -387,8 +426,10 @@ class ChatDialect:
 
     def last(self, piece: Piece) -> bytes:
         delta, reason = {"content": piece.text}, piece.finish_reason
+        if self.thinker is not None:
+            delta = self.parsed(piece)
         if self.parser is not None:
-            delta = self.parser.delta(piece.text)
+            delta = delta if self.thinker else self.parsed(piece)
             named = isinstance(self.body.get("tool_choice"), dict)
             reason = "tool_calls" if self.parser.sent and reason == "stop" and not named else reason
         return self._final(delta, reason, piece.stop_reason, [piece.number])
@@ -402,11 +443,24 @@ class ChatDialect:
         return _data(self.head | {"choices": [choice]} | fingerprint)
 
     def closing(self, count: int) -> bytes:
-        usage = {"choices": [], "usage": usage_of(self.prompt_ids, count), "system_fingerprint": FINGERPRINT}
+        usage = {"choices": [], "usage": self.usage_of(count), "system_fingerprint": FINGERPRINT}
         return (_data(self.head | usage) if self.with_usage else b"") + b"data: [DONE]\n\n"
+
+    def usage_of(self, count: int) -> dict[str, Any]:
+        details = {"completion_tokens_details": {"reasoning_tokens": self.thinker.tokens}} if self.thinker else {}
+        return usage_of(self.prompt_ids, count) | details
 
     def call_id(self, index: int) -> str:
         return f"chatcmpl-tool-{self.number:014x}{index:02x}"
+
+    def apart(self, answered: list[Piece]) -> tuple[str, str]:
+        """The thoughts, and everything else."""
+        if self.thinker is None:
+            return "", "".join(piece.text for piece in answered)
+        parser, self.parser = self.parser, None
+        deltas = [self.parsed(piece) for piece in answered]
+        self.parser = parser
+        return tuple("".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning", "content"))
 
     def whole(self, answered: list[Piece]) -> dict[str, Any]:
         calls = [
@@ -417,11 +471,11 @@ class ChatDialect:
             }
             for index, tool in enumerate(self.tools or ())
         ]
-        said = "".join(piece.text for piece in answered)
+        thought, said = self.apart(answered)
         text = said.split(OPEN)[0] or None if calls else said
         message = {
             "role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None,
-            "function_call": None, **({"tool_calls": calls} if calls else {}), "reasoning": None,
+            "function_call": None, **({"tool_calls": calls} if calls else {}), "reasoning": thought or None,
         }  # fmt: skip
         choice = {
             "index": 0, "message": message, "logprobs": None,
@@ -431,7 +485,7 @@ class ChatDialect:
         }  # fmt: skip
         return self.head | {
             "object": "chat.completion", "choices": [choice], "service_tier": None, "system_fingerprint": FINGERPRINT,
-            "usage": usage_of(self.prompt_ids, len(answered)) | {"completion_tokens_details": None},
+            "usage": {"completion_tokens_details": None} | self.usage_of(len(answered)),
             "prompt_logprobs": None, "prompt_token_ids": self.prompt_ids if self.with_ids else None,
             "prompt_text": None, "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None,
         }  # fmt: skip
@@ -444,6 +498,7 @@ class CompletionDialect(ChatDialect):
 
     def __init__(self, body: dict[str, Any], prompt_ids: list[int], number: int, script: Script) -> None:
         super().__init__({key: value for key, value in body.items() if key != "tools"}, prompt_ids, number, script)
+        self.thinker = None  # only chats are read by parsers
         self.head = self.head | {"object": "text_completion"}
         self._first = True
 
@@ -497,16 +552,34 @@ class MessagesDialect(ChatDialect):
             "usage": {"input_tokens": len(self.prompt_ids), "output_tokens": 0},
         }  # fmt: skip
         start = self._event("message_start", message=message)
-        if self.tools:
-            return start
-        return start + self._event("content_block_start", content_block={"type": "text", "text": ""}, index=0)
+        self.block, self.index = "", 0
+        return start if self.tools or self.thinker else start + self._block("text")
+
+    def _block(self, kind: str) -> bytes:
+        """The end of the block that is open, if one is, and the beginning of another."""
+        end = b""
+        if self.block == "thinking":
+            signature = {"type": "signature_delta", "signature": "f" * 32}
+            end = self._event("content_block_delta", delta=signature, index=self.index)
+        if self.block:
+            end += self._event("content_block_stop", index=self.index)
+            self.index += 1
+        self.block = kind
+        return end + self._event("content_block_start", content_block={"type": kind, kind: ""}, index=self.index)
 
     def delta(self, piece: Piece) -> bytes:
-        return self._event("content_block_delta", delta={"type": "text_delta", "text": piece.text}, index=0)
+        said = self.parsed(piece) if self.thinker else {"content": piece.text}
+        frames = b""
+        for name, kind in (("reasoning", "thinking"), ("content", "text")):
+            if name in said:
+                frames += b"" if self.block == kind else self._block(kind)
+                delta = {"type": f"{kind}_delta", kind: said[name]}
+                frames += self._event("content_block_delta", delta=delta, index=self.index)
+        return frames
 
     def last(self, piece: Piece) -> bytes:
         self._ended = (piece.finish_reason, piece.stop_reason)
-        return self.delta(piece) + self._event("content_block_stop", index=0)
+        return self.delta(piece) + self._event("content_block_stop", index=self.index)
 
     def closing(self, count: int) -> bytes:
         end = self._event("message_delta", delta=self._reason(*self._ended), usage=self._usage(count))
@@ -529,7 +602,9 @@ class MessagesDialect(ChatDialect):
             for index, tool in enumerate(self.tools or ())
         ]
         if not content:
-            content = [{"type": "text", "text": "".join(piece.text for piece in answered)}]
+            thought, text = self.apart(answered)
+            content = [{"type": "thinking", "thinking": thought, "signature": "f" * 32}] if thought else []
+            content.append({"type": "text", "text": text})
         finish = "tool_calls" if self.tools else answered[-1].finish_reason
         return {
             "id": self.head["id"], "type": "message", "role": "assistant", "content": content,
@@ -593,7 +668,8 @@ class FakeEngine:
         if ids := (body.get("kv_transfer_params") or {}).get("prompt_token_ids"):
             return list(ids)  # as a decoding stage is given them; the messages are not read
         tools = body.get("tools") if path != "/v1/messages" else None
-        return chat_ids(system + messages, tools)
+        switches = body.get("chat_template_kwargs") or {}
+        return chat_ids(system + messages, tools, thinking=switches.get("enable_thinking") is not False)
 
     def check(self, path: str, body: dict[str, Any], prompt_ids: list[int]) -> Wish:
         """The refusals a gateway meets: unknown model, stream options, tools without a parser, too many tokens."""
@@ -646,6 +722,7 @@ def default_plan(model: str, context_tokens: int, seats: int) -> dict[str, Any]:
         "device": {"kind": "cpu", "name": "scripted", "memory_bytes": 1 << 30, "cores": 1},
         "context_tokens": context_tokens, "seats": seats, "kv_tokens": context_tokens * seats, "kv_bytes": 1 << 20,
         "block_tokens": 128, "added_tokens": list(SPECIAL), "tool_parser": "hermes", "vision": False,
+        "reasoning_parser": None, "thinking_switch": None,
         "generation_defaults": {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
         "flags": [], "environment": {}, "reasons": [],
     }  # fmt: skip

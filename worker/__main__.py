@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--tool-parser", metavar="NAME", help="vLLM's parser of tool calls, or none (default: by the chat template)"
     )
+    result.add_argument(
+        "--reasoning-parser", metavar="NAME", help="vLLM's parser of thoughts, or none (default: by the chat template)"
+    )
     result.add_argument("--explain", action="store_true", help="print the plan with its reasons and start nothing")
     result.add_argument("--json", action="store_true", help="with --explain: as JSON")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -84,6 +87,7 @@ def wishes(options: argparse.Namespace) -> Wishes:
         context_tokens=options.context,
         compile=options.compile,
         tool_parser=options.tool_parser,
+        reasoning_parser=options.reasoning_parser,
         import_path=(ROOT, ROOT / "worker" / "plugin"),
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worker import parsers
 from worker.hardware import Card, Hardware
 from worker.model import Model
 from worker.refusal import BadConfiguration
@@ -34,19 +35,6 @@ OLDEST_CAPABILITY = (7, 5)
 LONG_PREFILL_TOKENS = 512
 DRAIN_SECONDS = 20
 
-NO_PARSER = "none"
-# The texts by which a chat template shows which calls of tools the model writes; the first that is found decides.
-TOOL_PARSERS = (
-    ("<arg_key>", "glm45"),
-    ("<function=", "qwen3_coder"),
-    ("<tool_call>", "hermes"),
-    ("[TOOL_CALLS]", "mistral"),
-    ("<|tool_calls_section_begin|>", "kimi_k2"),
-    ("<|channel|>", "openai"),
-    ("<|tool_call|>", "granite"),
-    ("ipython", "llama3_json"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -56,7 +44,9 @@ class Wishes:
     context_tokens: int | None = None
     compile: bool = False
     tool_parser: str | None = None
-    """One of vLLM's, or NO_PARSER; None: chosen by the chat template."""
+    """One of vLLM's, or `none`; None: chosen by the chat template."""
+    reasoning_parser: str | None = None
+    """The same for thoughts."""
     import_path: tuple[Path, ...] = ()
     """Folders that vLLM's Python needs to find our plug-in."""
 
@@ -92,6 +82,9 @@ class Plan:
     dtype: str
     capacity: Capacity
     tool_parser: str | None
+    reasoning_parser: str | None
+    thinking_switch: str | None
+    """The variable of the chat template that turns thinking off; None: it has none."""
     generation_defaults: Mapping[str, float]
     flags: tuple[str, ...]
     environment: Mapping[str, str]
@@ -124,6 +117,8 @@ class Plan:
             "block_tokens": capacity.block_tokens,
             "added_tokens": list(model.added_tokens),
             "tool_parser": self.tool_parser,
+            "reasoning_parser": self.reasoning_parser,
+            "thinking_switch": self.thinking_switch,
             "vision": model.vision,
             "generation_defaults": dict(self.generation_defaults),
             "flags": list(self.flags),
@@ -136,16 +131,19 @@ def plan(hardware: Hardware, model: Model, wishes: Wishes) -> Plan:
     """Raises BadConfiguration when the model does not fit or a wish cannot be granted."""
     check_wishes(model, wishes)
     side = plan_cuda(hardware, model, wishes) if on_card(hardware) else plan_cpu(hardware, model, wishes)
-    parser = tool_parser(model, wishes, side.notes)
+    tools = chosen(parsers.of_tools(model, wishes.tool_parser), "tool", side.notes)
+    thoughts = chosen(parsers.of_thoughts(model, wishes.reasoning_parser), "reasoning", side.notes)
     note_template(model, side.notes)
     return Plan(
         model=model,
         device=side.device,
         dtype=side.dtype,
         capacity=side.capacity,
-        tool_parser=parser,
+        tool_parser=tools,
+        reasoning_parser=thoughts,
+        thinking_switch=parsers.thinking_switch(model) if thoughts else None,
         generation_defaults={**GENERATION_DEFAULTS, **model.generation_defaults},
-        flags=(*common_flags(model, side), *tool_flags(parser), *side.flags),
+        flags=(*common_flags(model, side), *parsers.flags(tools, thoughts), *side.flags),
         environment={**common_environment(wishes), **side.environment},
         reasons=tuple(side.notes.reasons),
     )
@@ -210,24 +208,9 @@ def common_flags(model: Model, side: Side) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def tool_flags(parser: str | None) -> tuple[str, ...]:
-    return ("--enable-auto-tool-choice", "--tool-call-parser", parser) if parser else ()
-
-
-def tool_parser(model: Model, wishes: Wishes, notes: Notes) -> str | None:
-    if wishes.tool_parser:
-        notes.add("tool parser", wishes.tool_parser, "asked for with --tool-parser")
-        return None if wishes.tool_parser == NO_PARSER else wishes.tool_parser
-    template = model.chat_template or ""
-    if "tools" not in template:
-        notes.add("tool parser", "none", "the model's chat template has no place for tools")
-        return None
-    for mark, parser in TOOL_PARSERS:
-        if mark in template:
-            notes.add("tool parser", parser, f"the chat template writes calls with {mark}")
-            return parser
-    notes.add("tool parser", "none", "the chat template writes calls in a form that is not known here")
-    return None
+def chosen(choice: parsers.Choice, what: str, notes: Notes) -> str | None:
+    notes.add(f"{what} parser", choice.name or parsers.NONE, choice.reason)
+    return choice.name
 
 
 def note_template(model: Model, notes: Notes) -> None:

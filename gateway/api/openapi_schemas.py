@@ -36,6 +36,7 @@ _TURN_FIELDS: Fields = {
     "tools": "FunctionTool[]|null",
     "tool_choice": "string|object|null",
     "context_management": "Window[]|null",
+    "reasoning": "ReasoningWish|null",
     "safety_identifier": {"type": ["string", "null"], "maxLength": 64},
     "prompt_cache_key": {"type": ["string", "null"], "maxLength": 64},
 }
@@ -189,6 +190,14 @@ _ANSWERS: Mapping[str, Fields] = {
         "call_id": "string",
         "output": "string|object[]",
     },
+    "Reasoning": {
+        "id": "string",
+        "type": "=reasoning",
+        "summary": "object[]",
+        "content": "ReasoningText[]",
+        "status": _STATUS,
+    },
+    "ReasoningText": {"type": "=reasoning_text", "text": "string"},
     "Compaction": {"id": "string", "type": "=compaction", "encrypted_content": "string"},
     "InputText": {"type": "=input_text", "text": "string"},
     "InputImage": {
@@ -252,9 +261,9 @@ _ANSWERS: Mapping[str, Fields] = {
 }
 
 _UNIONS: Mapping[str, str] = {
-    "Item": "Message|FunctionCall|FunctionCallOutput|Compaction",
-    "ContentPart": "InputText|InputImage|OutputText|Refusal",
-    "InputItem": "InputMessage|InputCall|InputCallOutput|InputCompaction|ItemReference",
+    "Item": "Message|FunctionCall|FunctionCallOutput|Reasoning|Compaction",
+    "ContentPart": "InputText|InputImage|OutputText|ReasoningText|Refusal",
+    "InputItem": "InputMessage|InputCall|InputCallOutput|InputReasoning|InputCompaction|ItemReference",
 }
 
 _EVENTS: Mapping[str, Fields] = {
@@ -270,6 +279,8 @@ _EVENTS: Mapping[str, Fields] = {
     "response.content_part.done": {**_PART, "part": "ContentPart"},
     "response.output_text.delta": {**_PART, "delta": "string", "logprobs": "object[]"},
     "response.output_text.done": {**_PART, "text": "string", "logprobs": "object[]"},
+    "response.reasoning_text.delta": {**_PART, "delta": "string"},
+    "response.reasoning_text.done": {**_PART, "text": "string"},
     "response.function_call_arguments.delta": {"item_id": "string", "output_index": "integer", "delta": "string"},
     "response.function_call_arguments.done": {
         "item_id": "string",
@@ -305,6 +316,13 @@ _INPUTS: Mapping[str, Fields] = {
         "id?": "string|null",
         "status?": "string|null",
     },
+    "InputReasoning": {
+        "type": "=reasoning",
+        "summary?": "object[]|null",
+        "content?": "ReasoningText[]|null",
+        "id?": "string|null",
+        "status?": "string|null",
+    },
     "InputCompaction": {
         "type": "=compaction",
         "encrypted_content": {"type": "string", "minLength": 1},
@@ -320,6 +338,7 @@ _INPUTS: Mapping[str, Fields] = {
         "strict?": "boolean|null",
     },
     "Window": {"type": "=deskmate:window", "rounds": {"type": "integer", "minimum": 0, "maximum": 1000}},
+    "ReasoningWish": {f"{name}?": {"enum": [*values, None]} for name, values in response_input._REASONING.items()},
     "ConversationName": {"id": "string"},
     "CreateConversation": {
         "items?": {

@@ -86,7 +86,7 @@ def _parse(body: Mapping[str, Any]) -> CreateResponse:
             raise UnknownParameter(f"Unknown parameter: `{name}`.", param=name)
     if body.get("model") is None:
         raise BadRequest("`model` is required.", code="missing_required_parameter", param="model")
-    return parse_create({**body, "store": False, "temperature": 0})
+    return parse_create({**body, "store": False, "temperature": 0, "reasoning": {"effort": "none"}})
 
 
 def _object(id: str, output: Sequence[Json], outcome: Finished) -> dict[str, Any]:

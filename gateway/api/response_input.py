@@ -11,7 +11,7 @@ import msgspec
 from gateway.api.response_image import parse_image
 from gateway.api.response_tools import Wishes, parse_wishes
 from gateway.errors import BadRequest, NotFound, UnknownParameter, UnsupportedParameter
-from gateway.prompt import text_of
+from gateway.prompt import Window, text_of
 
 MOST_METADATA = 16
 _SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "stop")
@@ -40,7 +40,13 @@ _INCLUDED = frozenset({
     "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
     "reasoning.encrypted_content",
 })  # fmt: skip
-_REASONING = frozenset({"effort", "summary", "generate_summary"})
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_REASONING: Mapping[str, tuple[str, ...]] = {
+    "effort": _EFFORTS,
+    "context": ("auto", "current_turn", "all_turns"),
+    "summary": ("auto", "concise", "detailed"),  # none is made
+    "generate_summary": ("auto", "concise", "detailed"),
+}
 
 
 class CreateResponse(msgspec.Struct, kw_only=True):
@@ -73,7 +79,7 @@ class CreateResponse(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None
     text: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = None  # taken, without effect on a model that does not reason
+    reasoning: dict[str, Any] | None = None  # without effect on a model that does not reason
     include: list[str] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None  # all are served alike
     user: str | None = None
@@ -98,8 +104,16 @@ class CreateResponse(msgspec.Struct, kw_only=True):
                 return int(entry["rounds"])
         return None
 
+    @property
+    def effort(self) -> str | None:
+        return (self.reasoning or {}).get("effort")
+
+    def window(self) -> Window:
+        thoughts = (self.reasoning or {}).get("context") == "all_turns"
+        return Window(self.window_rounds(), truncate=self.truncation == "auto", thoughts=thoughts)
+
     def wishes(self) -> Wishes:
-        """Tools and the form of the text. Raises BadRequest, naming the field."""
+        """Tools, the form of the text, how much to think. Raises BadRequest, naming the field."""
         return parse_wishes(
             self.tools,
             self.tool_choice,
@@ -107,6 +121,7 @@ class CreateResponse(msgspec.Struct, kw_only=True):
             parallel=self.parallel_tool_calls is not False,
             most_calls=self.max_tool_calls,
             at_once=not self.stream,
+            effort=self.effort,
         )
 
     def sampling_extra(self) -> dict[str, Any]:
@@ -157,10 +172,13 @@ def _check_combinations(create: CreateResponse) -> None:
     for name, value, keys in (
         ("conversation", create.conversation, {"id"}),
         ("stream_options", create.stream_options, {"include_obfuscation"}),  # true asks for what may be left out
-        ("reasoning", create.reasoning, _REASONING),
+        ("reasoning", create.reasoning, _REASONING.keys()),
     ):
         if isinstance(value, dict) and (unknown := sorted(set(value) - keys)):
             raise UnknownParameter(f"Unknown parameter: `{name}.{unknown[0]}`.", param=f"{name}.{unknown[0]}")
+    for name, value in (create.reasoning or {}).items():
+        if value is not None and value not in _REASONING[name]:
+            raise BadRequest(f"`{name}` is one of {', '.join(_REASONING[name])}.", param=f"reasoning.{name}")
     for at, name in enumerate(create.include or ()):
         if name not in _INCLUDED:
             raise UnsupportedParameter(f"`{name[:64]}` cannot be included.", param=f"include[{at}]")
@@ -221,6 +239,8 @@ def _parse_item(item: Any, param: str, references: bool) -> dict[str, Any]:
             return _parse_call(item, param)
         case "function_call_output":
             return _parse_output(item, param)
+        case "reasoning":
+            return _parse_thought(item, param)
         case "compaction" if references:
             _check_fields(item, {"type", "id", "encrypted_content", "created_by"}, param)
             return {"type": "compaction", "encrypted_content": _string(item, "encrypted_content", param)}
@@ -256,6 +276,19 @@ def _parse_output(item: Mapping[str, Any], param: str) -> dict[str, Any]:
     _check_fields(item, {"type", "id", "status", "call_id", "output"}, param)
     output = _parse_content(item.get("output"), f"{param}.output")
     return {"type": "function_call_output", "call_id": _string(item, "call_id", param), "output": output}
+
+
+def _parse_thought(item: Mapping[str, Any], param: str) -> dict[str, Any]:
+    """The model reads it again, because its caller says so; not a summary, which is none of its words."""
+    _check_fields(item, {"type", "id", "status", "summary", "content"}, param)
+    texts, content = [], item.get("content") or []
+    if not isinstance(content, list):
+        raise BadRequest("`content` is a list of parts.", param=f"{param}.content")
+    for at, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "reasoning_text" or not isinstance(part.get("text"), str):
+            raise BadRequest("Thoughts are parts of type `reasoning_text`.", param=f"{param}.content[{at}]")
+        texts.append(part["text"])
+    return {"type": "reasoning", "text": "".join(texts), "status": "completed", "given": True}
 
 
 def _check_fields(item: Mapping[str, Any], known: Collection[str], param: str) -> None:

@@ -16,11 +16,11 @@ from gateway.auth.secret import Secrets
 from gateway.context import TurnRequest, check_outputs
 from gateway.conversations import Begin, Conversations, Json
 from gateway.conversations.ids import new_id, new_shelf
-from gateway.engine import Defaults, Engine
+from gateway.engine import Defaults, Engine, ModelFacts
 from gateway.errors import BadRequest, NotFound
 from gateway.events import Sampling
 from gateway.live import LiveTurn
-from gateway.prompt import Window, title_of
+from gateway.prompt import title_of
 from gateway.runner import Order
 from gateway.settings import Settings
 
@@ -68,7 +68,7 @@ class Orders:
         if not create.is_stored:
             check_outputs(context, len(context) - len(items))
         turn = self.turn_request(principal, create, context)
-        echo = _echo(create, turn, images_in(items), int(time.time()))
+        echo = _echo(create, turn, images_in(items), int(time.time()), model)
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
 
@@ -86,7 +86,7 @@ class Orders:
             model=model.id if model else "",
             system=self.settings.system_prompt if create.instructions is None else create.instructions,
             items=items,
-            window=Window(create.window_rounds(), truncate=create.truncation == "auto"),
+            window=create.window(),
             sampling=_sampling(create, self.engine.defaults),
             form=wishes.form,
         )
@@ -102,7 +102,8 @@ class Orders:
             return item
         if (found := await self.store.any_item(principal.user, item["id"])) is None:
             raise NotFound(f"There is no item `{item['id'][:80]}`.", param=f"input[{at}].id")
-        return found.body
+        body = found.body
+        return {**body, "given": True} if body["type"] == "reasoning" else body
 
     def _opened(self, principal: Principal, item: Json, param: str) -> Json:
         try:
@@ -161,7 +162,7 @@ def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:
     )
 
 
-def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: int) -> Echo:
+def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: int, model: ModelFacts | None) -> Echo:
     wishes = create.wishes()
     return Echo(
         model=turn.model,
@@ -183,6 +184,7 @@ def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: in
         safety_identifier=create.safety_identifier,
         prompt_cache_key=create.prompt_cache_key,
         images_replaced=images,
+        effort=create.effort if model and model.reasoning_parser else None,
         conversation=create.conversation_id,
         previous=create.previous_response_id,
         created_at=created_at,

@@ -4,14 +4,15 @@ Pure: a fold over the turn's events. The same events always give the same bytes 
 that is replayed is the stream that was seen. Knows no storage and no engine.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
-from gateway.events import Call, Delta, Finished, Progress, Queued, Rest, TurnEvent, decode_event
-from gateway.said import answer_item, call_item
+from gateway.events import Call, Delta, Finished, Progress, Queued, Rest, Thought, TurnEvent, decode_event
+from gateway.said import answer_item, call_item, thought_item
 from gateway.sse import event
 
 _encode_json = msgspec.json.Encoder().encode
@@ -39,6 +40,7 @@ class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     images_replaced: int = 0
+    effort: str | None = None
     conversation: str | None = None
     previous: str | None = None
     created_at: int = 0
@@ -54,6 +56,9 @@ def render_item(item: Item) -> dict[str, Any]:
     match body.get("type"):
         case "function_call":
             return {"id": item.id, "status": "completed", **body}
+        case "reasoning":
+            content = [reasoning_text(body["text"])] if body["text"] else []
+            return {"id": item.id, "type": "reasoning", "summary": [], "content": content, "status": body["status"]}
         case "compaction":
             return {"id": item.id, "type": "compaction", "encrypted_content": body["encrypted_content"]}
         case "function_call_output":
@@ -84,6 +89,10 @@ def output_text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
+def reasoning_text(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
+
+
 def response_object(
     id: str, echo: Echo, status: str, output: Sequence[Mapping[str, Any]], outcome: Finished | None
 ) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def response_object(
         "frequency_penalty": echo.frequency_penalty,
         "top_logprobs": 0,
         "temperature": echo.temperature,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": echo.effort, "summary": None},
         "usage": usage_of(outcome) if outcome else None,
         "max_output_tokens": echo.max_output_tokens,
         "max_tool_calls": echo.max_tool_calls,
@@ -129,7 +138,7 @@ def usage_of(outcome: Finished) -> dict[str, Any]:
         "input_tokens": outcome.prompt_tokens,
         "input_tokens_details": {"cached_tokens": outcome.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": outcome.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": outcome.reasoning_tokens},
         "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
     }
 
@@ -157,6 +166,25 @@ def stored_object(stored: StoredResponse) -> dict[str, Any]:
     return response_object(stored.id, decode_echo(stored.request), stored.status, output, outcome)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """How the one part of an item is streamed: the name in its events, what its item begins with."""
+
+    name: str
+    render: Callable[[str], dict[str, Any]]
+    begun: Mapping[str, Any]
+    more: Mapping[str, Any]  # in its last event
+    tail: bytes  # the same in each delta
+
+
+_PARTS: Mapping[str, _Part] = {
+    "message": _Part(
+        "output_text", output_text, {"role": "assistant", "content": []}, {"logprobs": []}, b'"logprobs":[],'
+    ),
+    "reasoning": _Part("reasoning_text", reasoning_text, {"summary": [], "content": []}, {}, b""),
+}
+
+
 class StreamRenderer:
     """The Responses stream of one turn: feed it the turn's events in order, send what it gives.
 
@@ -170,12 +198,12 @@ class StreamRenderer:
         self._first_output = first_output
         self._next = 0
         self._output: list[dict[str, Any]] = []  # the items that are done
-        self._item = ""  # the message that is being written
+        self._item = ""  # the message, or the thought, that is being written
         self._text: list[str] = []
         self._queued = False
         self._seated = False
-        self._item_open = False
-        self._delta_head = b""
+        self._open = ""  # its type; empty: none is
+        self._delta_head = self._delta_tail = b""
 
     def begin(self) -> Iterator[bytes]:
         yield self._state("response.created", "queued")
@@ -183,10 +211,9 @@ class StreamRenderer:
     def feed(self, happened: TurnEvent) -> Iterator[bytes]:
         match happened:
             case Delta(text=text):
-                if not self._item_open:
-                    yield from self._open_item()
-                self._text.append(text)
-                yield self._delta(text)
+                yield from self._say("message", text)
+            case Thought(text=text):
+                yield from self._say("reasoning", text)
             case Queued(position=position, eta_seconds=eta):
                 if position and not self._queued:
                     self._queued = True
@@ -219,17 +246,27 @@ class StreamRenderer:
     def _state(self, kind: str, status: str) -> bytes:
         return self._event(kind, response=response_object(self._id, self._echo, status, [], None))
 
+    def _say(self, kind: str, text: str) -> Iterator[bytes]:
+        if self._open != kind:
+            if self._open:
+                yield from self._close_item(True)
+            yield from self._open_item(kind)
+        self._text.append(text)
+        yield self._delta(text)
+
     def _delta(self, text: str) -> bytes:
         """The hot path: everything but the text and the number is rendered once."""
         number, self._next = self._next, self._next + 1
-        return b'event: response.output_text.delta\ndata: %b,"delta":%b,"logprobs":[],"sequence_number":%d}\n\n' % (
+        return b'%b,"delta":%b,%b"sequence_number":%d}\n\n' % (
             self._delta_head,
             _encode_json(text),
+            self._delta_tail,
             number,
         )
 
-    def _message(self, complete: bool) -> dict[str, Any]:
-        return render_item(Item(self._item, answer_item("".join(self._text), complete)))
+    def _written(self, complete: bool) -> dict[str, Any]:
+        item = thought_item if self._open == "reasoning" else answer_item
+        return render_item(Item(self._item, item("".join(self._text), complete)))
 
     def _next_id(self, kind: str) -> str:
         return item_id({"type": kind}, self._shelf, self._first_output + len(self._output))
@@ -239,29 +276,33 @@ class StreamRenderer:
             self._seated = True
             yield self._state("response.in_progress", "in_progress")
 
-    def _open_item(self) -> Iterator[bytes]:
+    def _open_item(self, kind: str) -> Iterator[bytes]:
         yield from self._begin_output()
-        self._item_open, self._item = True, self._next_id("message")
+        self._open, self._item = kind, self._next_id(kind)
         self._text.clear()
-        index = len(self._output)
-        place = {"item_id": self._item, "output_index": index, "content_index": 0}
-        self._delta_head = _encode_json({"type": "response.output_text.delta", **place})[:-1]
-        item = {"id": self._item, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        yield self._event("response.output_item.added", output_index=index, item=item)
-        yield self._event("response.content_part.added", **place, part=output_text(""))
+        part = _PARTS[kind]
+        delta = f"response.{part.name}.delta"
+        head = _encode_json({"type": delta, **self._place()})[:-1]
+        self._delta_head, self._delta_tail = b"event: %b\ndata: %b" % (delta.encode(), head), part.tail
+        item = {"id": self._item, "type": kind, "status": "in_progress", **part.begun}
+        yield self._event("response.output_item.added", output_index=len(self._output), item=item)
+        yield self._event("response.content_part.added", **self._place(), part=part.render(""))
 
     def _close_item(self, complete: bool) -> Iterator[bytes]:
-        self._item_open = False
-        place = {"item_id": self._item, "output_index": len(self._output), "content_index": 0}
-        text = "".join(self._text)
-        yield self._event("response.output_text.done", **place, text=text, logprobs=[])
-        yield self._event("response.content_part.done", **place, part=output_text(text))
-        yield self._done(self._message(complete))
+        part, place, text = _PARTS[self._open], self._place(), "".join(self._text)
+        yield self._event(f"response.{part.name}.done", **place, text=text, **part.more)
+        yield self._event("response.content_part.done", **place, part=part.render(text))
+        done = self._written(complete)
+        self._open = ""
+        yield self._done(done)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item, "output_index": len(self._output), "content_index": 0}
 
     def _call(self, call: Call) -> Iterator[bytes]:
         """A call comes whole: everything of it follows at once."""
         yield from self._begin_output()
-        if self._item_open:
+        if self._open:
             yield from self._close_item(True)
         item = render_item(Item(self._next_id("function_call"), call_item(call)))
         place = {"item_id": item["id"], "output_index": len(self._output)}
@@ -279,9 +320,9 @@ class StreamRenderer:
 
     def _finish(self, outcome: Finished) -> Iterator[bytes]:
         complete = outcome.status == "completed"
-        if complete and not self._item_open and not self._output:
-            yield from self._open_item()
-        if self._item_open:
+        if complete and not self._open and not self._output:
+            yield from self._open_item("message")
+        if self._open:
             yield from self._close_item(complete)
         kind = "response.incomplete" if outcome.status == "cancelled" else f"response.{outcome.status}"
         yield self._event(kind, response=self.result(outcome))

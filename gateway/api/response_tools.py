@@ -39,6 +39,7 @@ def parse_wishes(
     parallel: bool,
     most_calls: int | None,
     at_once: bool,
+    effort: str | None = None,
 ) -> Wishes:
     """Raises BadRequest and its kin, naming the field."""
     shown = _tools(tools or ())
@@ -46,7 +47,9 @@ def parse_wishes(
     allowed, mode = _choice(choice, [tool["name"] for tool in shown])
     format = _format(text or {})
     offered = tuple(_for_engine(tool) for tool in shown if tool["name"] in allowed)
-    form = Form(offered, mode, parallel, most_calls, _response_format(format), at_once) if offered or format else Form()
+    form = Form(effort=effort)
+    if offered or format:
+        form = Form(offered, mode, parallel, most_calls, _response_format(format), at_once, effort)
     return Wishes(form, shown, choice, format)
 
 

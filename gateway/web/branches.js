@@ -1,6 +1,6 @@
 // Branches: which conversations make one tree, where they part, and what a new one begins with. Pure; knows metadata
 // and the order of messages, neither the network nor the DOM.
-import { itemText } from "./turn.js";
+import { itemText, thoughtOf } from "./turn.js";
 
 export const TITLE = "deskmate:title";
 const BRANCH_OF = "deskmate:branch_of"; // the response after which a branch goes its own way; none: from the beginning
@@ -16,19 +16,26 @@ export function oneOfEachTree(conversations) {
   return conversations.filter((one) => !seen.has(rootOf(one)) && seen.add(rootOf(one)));
 }
 
-/** A conversation's items as messages `{role, text, response, status}`; what one response wrote is one message. */
+/** A conversation's items as messages `{role, text, thought, response, status}`; what one response wrote is one message. */
 export function messagesOf(items) {
   const messages = [];
   for (const item of items) {
-    if (item.type !== "message" || !["user", "assistant"].includes(item.role)) continue;
-    const next = { role: item.role, text: itemText(item), response: item["deskmate:response"] ?? null, status: item.status ?? "completed" };
+    const thinks = item.type === "reasoning";
+    if (thinks ? !itemText(item) : item.type !== "message" || !["user", "assistant"].includes(item.role)) continue;
+    const next = {
+      role: thinks ? "assistant" : item.role, text: thinks ? "" : itemText(item), thought: thoughtOf([item]),
+      response: item["deskmate:response"] ?? null, status: item.status ?? "completed",
+    };
     const last = messages.at(-1);
-    const goesOn = next.role === "assistant" && last?.role === "assistant" && next.response !== null && last.response === next.response;
-    if (goesOn) messages[messages.length - 1] = { ...next, text: `${last.text}\n\n${next.text}` };
+    const same = next.role === "assistant" && last?.role === "assistant" && last.response === next.response;
+    const goesOn = same && (next.response !== null || !last.text);
+    if (goesOn) messages[messages.length - 1] = { ...next, text: both(last.text, next.text), thought: both(last.thought, next.thought) };
     else messages.push(next);
   }
   return messages;
 }
+
+const both = (...texts) => texts.filter(Boolean).join("\n\n");
 
 /**
  * What a branch that goes another way from message `index` on begins with: the metadata that names its origin, the

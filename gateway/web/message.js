@@ -2,7 +2,7 @@
 import { confirmed, copyButton, h, iconButton } from "./dom.js";
 import { errorCard } from "./errors.js";
 import { say } from "./i18n.js";
-import { isOver, tokensPerSecond } from "./turn.js";
+import { isOver, secondsOfThought, tokensPerSecond } from "./turn.js";
 
 const PAINT_EVERY_MS = 100;
 const PROGRESS = new Set(["loading", "engine_lost", "resuming"]);
@@ -92,7 +92,8 @@ export function createAnswer(render, onAgain = null) {
   const body = h("div", { class: "markdown" });
   const state = h("p", { class: "state" });
   const foot = h("footer", { class: "answer-foot" });
-  const bubble = h("div", { class: "bubble" }, body, state, foot);
+  const thoughts = createThoughts();
+  const bubble = h("div", { class: "bubble" }, thoughts.node, body, state, foot);
   const node = h("article", { class: "message answer" }, h("h3", { class: "visually-hidden", say: "answer" }), bubble);
   const paint = painter(body, render);
   let text = "";
@@ -100,6 +101,7 @@ export function createAnswer(render, onAgain = null) {
   function show(turn) {
     text = turn.text;
     node.dataset.status = turn.status;
+    thoughts.show(turn);
     paint(text, isOver(turn));
     tellState(state, turn);
     if (isOver(turn)) foot.replaceChildren(...footOf(turn, () => text, onAgain));
@@ -115,6 +117,26 @@ export function createAnswer(render, onAgain = null) {
 
   const pause = (key) => ((state.hidden = false), say(state, key));
   return { node, show, fail, pause };
+}
+
+/** What a model thought before its answer, folded; plain text, for it was written for nobody. */
+function createThoughts() {
+  const head = h("summary");
+  const body = h("div", { class: "thought", tabindex: "0", label: "thought" });
+  const node = h("details", { class: "thoughts", hidden: true }, head, body);
+  let told = null;
+
+  function show(turn) {
+    node.hidden = !turn.thought;
+    const shown = body.textContent;
+    if (!turn.thought || !turn.thought.startsWith(shown)) body.textContent = turn.thought;
+    else if (turn.thought.length > shown.length) body.append(turn.thought.slice(shown.length));
+    const seconds = secondsOfThought(turn);
+    const next = turn.status === "thinking" ? ["thinking"] : seconds ? ["thought_for", { seconds }] : ["thought"];
+    if (JSON.stringify(next) !== told) say(head, ...next);
+    told = JSON.stringify(next);
+  }
+  return { node, show };
 }
 
 /** Renders at once what comes rarely and at most every PAINT_EVERY_MS what comes fast; slower still for slow renders. */
@@ -190,6 +212,7 @@ export function stateText(turn) {
       return [turn.reason === "max_output_tokens" ? "cut_length" : "incomplete"];
     case "completed":
       return turn.text ? null : ["empty_answer"];
+    case "thinking":
     case "writing":
     case "failed":
       return null;

@@ -105,6 +105,9 @@ const en = {
   usage: ({ input, output }, f) => `${f(input)} tokens in · ${f(output)} out`,
   speed: ({ speed }, f) => `${f(speed, 1)} tokens/s`,
   answer_done: ({ text }) => `Answer: ${text}`,
+  thinking: "Thinking…",
+  thought: "Thoughts",
+  thought_for: ({ seconds }) => `Thought for ${enSpan(seconds)}`,
   empty_answer: "The model ended without a word.",
 
   clear: "Clear the conversation",
@@ -317,6 +320,9 @@ const zh = {
   usage: ({ input, output }, f) => `输入 ${f(input)} · 输出 ${f(output)} token`,
   speed: ({ speed }, f) => `${f(speed, 1)} token/秒`,
   answer_done: ({ text }) => `回答：${text}`,
+  thinking: "正在思考…",
+  thought: "思考过程",
+  thought_for: ({ seconds }) => `思考了 ${zhSpan(seconds)}`,
   empty_answer: "模型没有给出任何内容。",
 
   clear: "清空对话",

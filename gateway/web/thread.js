@@ -37,10 +37,10 @@ export function createThread({ render, onEdit, onAgain, onVersion }) {
     return add(Object.assign(entry, bubble, { show }));
   }
 
-  function replay({ role, text, response, status }) {
+  function replay({ role, text, thought, response, status }) {
     if (role === "user") return question(text, { response });
     const entry = answer({ response });
-    entry.show({ ...newTurn({ live: false }), id: response, status: ENDED_EARLY.has(status) ? status : "completed", text });
+    entry.show({ ...newTurn({ live: false }), id: response, status: ENDED_EARLY.has(status) ? status : "completed", text, thought });
     return entry;
   }
 

@@ -6,6 +6,7 @@ const ENDINGS = new Set(["completed", "incomplete", "failed", "cancelled"]);
 export function newTurn({ live = true } = {}) {
   return {
     id: null, status: "sending", text: "", sequence: -1, live,
+    thought: "", thoughtFrom: null, thoughtTo: null,
     position: null, etaSeconds: null, progress: null,
     usage: null, reason: null, error: null, firstDelta: null, lastDelta: null,
   };
@@ -29,12 +30,21 @@ function delta(turn, event, now) {
   };
 }
 
+function thought(turn, event, now) {
+  return {
+    status: "thinking", progress: null, position: null, etaSeconds: null, thought: turn.thought + event.delta,
+    thoughtFrom: turn.thoughtFrom ?? now, thoughtTo: now, firstDelta: turn.firstDelta ?? now, lastDelta: now,
+  };
+}
+
 const HANDLERS = {
   "response.created": begun("queued"),
   "response.queued": begun("queued"),
   "response.in_progress": begun("reading"),
   "response.output_text.delta": delta,
   "response.output_text.done": (turn, { text }) => ({ text: text ?? turn.text }),
+  "response.reasoning_text.delta": thought,
+  "response.reasoning_text.done": (turn, { text }, now) => ({ thought: text ?? turn.thought, thoughtTo: now }),
   "response.completed": ended,
   "response.incomplete": ended,
   "response.failed": ended,
@@ -42,7 +52,7 @@ const HANDLERS = {
   "deskmate:queue.updated": (turn, { position, eta_seconds }) =>
     position > 0
       ? { status: "queued", position, etaSeconds: eta_seconds ?? null, progress: turn.position === null ? turn.progress : null }
-      : { status: turn.text ? "writing" : "reading", position: null, etaSeconds: null, progress: null },
+      : { status: turn.text ? "writing" : turn.thought ? "thinking" : "reading", position: null, etaSeconds: null, progress: null },
   "deskmate:progress": (turn, { state, eta_seconds }) => ({ progress: state, etaSeconds: eta_seconds ?? null }),
   error: (turn, event) => ({ error: problem(event.error ?? event) }),
 };
@@ -61,6 +71,7 @@ export function settle(turn, response) {
     id: response.id ?? turn.id,
     status: response.status,
     text: outputText(response) || turn.text,
+    thought: thoughtOf(response.output ?? []) || turn.thought,
     usage: response.usage ?? turn.usage,
     reason: response.incomplete_details?.reason ?? null,
     error: response.error ? problem(response.error) : turn.error,
@@ -77,6 +88,16 @@ export function outputText(response) {
 export function itemText({ content }) {
   if (typeof content === "string") return content;
   return (content ?? []).map((part) => part.text ?? part.refusal ?? "").join("");
+}
+
+/** What was thought in these items. */
+export function thoughtOf(items) {
+  return items.filter((item) => item.type === "reasoning").map(itemText).join("\n\n");
+}
+
+/** For how long this page saw it think, in seconds; null where that would be a guess. */
+export function secondsOfThought({ live, thoughtFrom, thoughtTo }) {
+  return live && thoughtTo > thoughtFrom ? Math.max(1, Math.round((thoughtTo - thoughtFrom) / 1000)) : null;
 }
 
 /** Tokens per second between the first and the last piece this page saw arrive, or null where that would be a guess. */

@@ -54,13 +54,15 @@ ABSENT: Mapping[str, str] = {
     **dict.fromkeys(("prompt_cache_retention", "cache_write_tokens_details"), _CACHE),
     **dict.fromkeys(("allowed_callers", "async_", "caller", "defer_loading", "namespace"), _BY_MODEL),
     **dict.fromkeys(("output_schema", "ResponseFunctionToolCallOutputItem.name"), _BY_MODEL),
-    **dict.fromkeys(("context", "generate_summary", "mode"), "the models here do not reason yet"),
+    **dict.fromkeys(("context", "mode"), "one mode; what is read again is the request's affair"),
     **dict.fromkeys(("audio", "audio_tokens", "image_tokens", "text_tokens"), "texts only"),
     **dict.fromkeys(("refusal", "service_tier", "cache_write_tokens"), _ENGINE),
     **dict.fromkeys(("ResponseError.type", "ResponseError.param"), "code and message say it"),
     "phase": "the engine names none",
     "created_by": "always the caller",
+    "encrypted_content": "thoughts are given in the clear",
     "function_call": "deprecated",
+    "generate_summary": "deprecated",
     "metadata": "the relays store nothing",
     "obfuscation": "none is sent",
     "prompt": "no stored prompts",
@@ -84,7 +86,7 @@ OTHERWISE: Mapping[str, tuple[str, Any, str]] = {
 NEVER_SENT: Mapping[str, str] = {
     "CodeInterpreter|FileSearch|WebSearch|ImageGen|Mcp|Shell|CustomTool": "calls of tools that are no functions",
     "Audio": "no audio",
-    "Reasoning": "the models here do not reason yet",
+    "ReasoningSummary": "thoughts are given as they are, not summarised",
     "Refusal": "a refusal is said as text",
     "Annotation": "nothing is cited",
     "Compacting": "no compaction while an answer is written",
@@ -227,7 +229,7 @@ def name_of(kind: Kind, kinds: Iterable[Kind]) -> str:
 async def measure(http: httpx2.AsyncClient, worker: FakeWorker) -> Figure:
     figure = Figure()
     for part in (_responses, _a_queue, _conversations, _relays, _the_rest):
-        worker.script(answer=None, tools=None, pace_ms=0, fail=None)
+        worker.script(answer=None, tools=None, thoughts=None, pace_ms=0, fail=None)
         await part(figure, http, worker)
     return figure
 
@@ -247,7 +249,9 @@ async def _responses(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorke
     await _stream(figure, http, {"input": "hello"})
     await _stream(figure, http, {"input": "hello", "max_output_tokens": 16})
     form = {"type": "json_schema", "name": "word", "description": "A word.", "schema": {}, "strict": True}
-    worker.script(answer="{}")
+    worker.script(answer="Hello.", thoughts="I greet.")
+    await _stream(figure, http, {"input": "hello"})
+    worker.script(answer="{}", thoughts=None)
     await _stream(figure, http, {"input": "hello", "text": {"format": form}})
     worker.script(answer=None, fail="400", times=1)
     await _stream(figure, http, {"input": "hello"})
@@ -284,11 +288,12 @@ async def _a_queue(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorker)
 
 async def _conversations(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorker) -> None:
     call = {"type": "function_call", "call_id": "call_1", "name": "look_up", "arguments": "{}"}
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
     output = {"type": "function_call_output", "call_id": "call_1", "output": "found"}
     answer = {"role": "assistant", "content": "hi", "phase": "final_answer"}
     seen = {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aGk="}]}
     refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
-    made = await http.post("/v1/conversations", json={"items": [*HELLO, answer, refusal, call, output, seen]})
+    made = await http.post("/v1/conversations", json={"items": [*HELLO, thought, answer, refusal, call, output, seen]})
     where = f"/v1/conversations/{made.json()['id']}"
     figure.take(Conversation, made.content)
     items = await http.get(f"{where}/items")
@@ -302,8 +307,8 @@ async def _conversations(figure: Figure, http: httpx2.AsyncClient, worker: FakeW
 
 
 async def _relays(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorker) -> None:
-    for tools in (None, CALLED):
-        worker.script(tools=tools)
+    for tools, thoughts in ((None, None), (CALLED, None), (None, "I greet.")):
+        worker.script(tools=tools, thoughts=thoughts)
         chat = {"model": "fake", "messages": HELLO, "tools": [CHAT_TOOL], "max_tokens": 40}
         figure.take(ChatCompletion, (await http.post("/v1/chat/completions", json=chat)).content)
         streamed = {**chat, "stream": True, "stream_options": {"include_usage": True}}

@@ -220,6 +220,7 @@ async def test_the_plan_tells_everything_and_settings_that_are_given_win(worker)
         assert model is not None and engine.seats == 16
         assert (model.id, model.context_tokens, model.kv_tokens) == ("fake", 8192, 8192 * 16)
         assert (model.added_tokens, model.tool_parser, model.demo) == (tuple(SPECIAL), "mine", False)
+        assert (model.reasoning_parser, model.thinking_switch) == (None, None)
         assert model.defaults == engine.defaults == Defaults(1024, 0.0, 0.9, 1.1)
     async with engine_of(worker, tool_parser="none") as engine:
         assert engine.model is not None and engine.model.tool_parser is None

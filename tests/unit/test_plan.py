@@ -232,6 +232,40 @@ def test_a_parser_that_is_asked_for_wins_over_the_template_and_none_is_one_of_th
     assert made.tool_parser is None and "--enable-auto-tool-choice" not in made.flags
 
 
+THINK = ("<think>", "</think>")
+HYBRID = "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>' }}{% endif %}"
+
+
+@pytest.mark.parametrize(("template", "tokens", "parser", "switch"), [
+    (None, THINK, None, None),
+    ("{{ messages }}", THINK, None, None),
+    ("{{ content.split('</think>')[-1] }}", THINK, None, None),  # reads thoughts, and does not think
+    (HYBRID, (), None, None),
+    (HYBRID, THINK, "qwen3", "enable_thinking"),
+    (HYBRID + "<arg_key>", THINK, "glm45", "enable_thinking"),
+    ("{{- '<|im_start|>assistant\\n<think>\\n' }}", THINK, "qwen3", None),
+    ("{{'<｜Assistant｜><think>\\n'}}", THINK, "deepseek_r1", None),
+    ("{{ '<seed:think>' }}", ("<seed:think>", "</seed:think>"), "seed_oss", None),
+])  # fmt: skip
+def test_the_reasoning_parser_follows_template_and_tokenizer(
+    template: str | None, tokens: tuple[str, ...], parser: str | None, switch: str | None
+) -> None:
+    made = plan(DESK, replace(DEMO, chat_template=template, added_tokens=tokens), Wishes())
+    assert (made.reasoning_parser, made.thinking_switch) == (parser, switch)
+    assert ("--reasoning-parser" in made.flags) == (parser is not None)
+    assert made.to_json()["reasoning_parser"] == parser and made.to_json()["thinking_switch"] == switch
+    if parser:
+        assert flag(made, "--reasoning-parser") == parser and "chat template has" in reason(made, "reasoning parser")
+
+
+def test_a_reasoning_parser_that_is_asked_for_wins_and_none_is_one_of_them() -> None:
+    thinking = replace(DEMO, chat_template=HYBRID, added_tokens=THINK)
+    made = plan(DESK, thinking, Wishes(reasoning_parser="olmo3"))
+    assert (made.reasoning_parser, flag(made, "--reasoning-parser")) == ("olmo3", "olmo3")
+    made = plan(DESK, thinking, Wishes(reasoning_parser="none"))
+    assert (made.reasoning_parser, made.thinking_switch) == (None, None) and "--reasoning-parser" not in made.flags
+
+
 def test_a_model_without_a_chat_template_is_planned_and_said() -> None:
     made = plan(DESK, replace(DEMO, chat_template=None), Wishes())
     assert "Instruct" in reason(made, "chat template")

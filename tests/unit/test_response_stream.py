@@ -19,6 +19,7 @@ from gateway.events import (
     Queued,
     Rest,
     Started,
+    Thought,
     Timing,
     TurnEvent,
     decode_event,
@@ -53,14 +54,16 @@ waits = st.lists(
 deltas = st.lists(
     st.builds(lambda text, ids: Delta(text, tuple(ids)), st.text(min_size=1), st.lists(st.integers(0, 9)))
 )
+thoughts = st.lists(st.builds(Thought, st.text(min_size=1)), max_size=2)
 calls = st.builds(Call, st.text(), st.text(), st.text(), st.booleans())
 rests = st.builds(lambda parts: Rest(tuple(parts), 1), st.lists(st.text(min_size=1) | calls, max_size=4))
 
 
 @st.composite
-def turns(draw, rest: st.SearchStrategy[list[Rest]] = st.lists(rests, max_size=1)) -> list[TurnEvent]:  # noqa: B008
-    """A whole turn: it waits, is seated, is read, speaks, calls tools, ends; or ends at any of these."""
-    whole = [*draw(waits), Queued(0, 0.0), Started((1, 2, 3)), *draw(deltas), *draw(rest)]
+def turns(draw, *, text_only: bool = False) -> list[TurnEvent]:
+    """A whole turn: it waits, is seated, is read, thinks, speaks, calls tools, ends; or ends at any of these."""
+    said = draw(deltas) if text_only else [*draw(thoughts), *draw(deltas), *draw(st.lists(rests, max_size=1))]
+    whole = [*draw(waits), Queued(0, 0.0), Started((1, 2, 3)), *said]
     if draw(st.booleans()):
         return [*whole, draw(st.sampled_from(ENDS))]
     return [*whole[: draw(st.integers(0, len(whole)))], draw(st.sampled_from(ENDS[1:]))]
@@ -121,10 +124,7 @@ def test_the_official_client_reads_every_event_of_the_standard_without_a_complai
         assert read.model_dump(mode="json", exclude_unset=True) == payload
 
 
-TEXT_ONLY = st.just([])
-
-
-@given(turns(TEXT_ONLY))
+@given(turns(text_only=True))
 def test_the_text_is_the_same_in_deltas_ends_and_the_response(events):
     shown = payloads(render(events))
     text = "".join(payload["delta"] for payload in shown if payload["type"] == "response.output_text.delta")
@@ -136,7 +136,7 @@ def test_the_text_is_the_same_in_deltas_ends_and_the_response(events):
     assert "".join(part["text"] for item in output for part in item["content"]) == text
 
 
-@given(turns(TEXT_ONLY))
+@given(turns(text_only=True))
 def test_the_order_is_that_of_the_standard(events):
     seen = [kind for kind in dict.fromkeys(kinds(events)) if not kind.startswith("deskmate:")]
     order = [
@@ -225,6 +225,21 @@ def test_a_stored_item_is_shown_with_its_parts_by_who_said_it():
     assert shown["content"] == parts and shown["status"] == "completed"
     answer = render_item(Item("msg_2", {"role": "assistant", "content": "hi", "status": "incomplete"}))
     assert answer["content"][0]["type"] == "output_text" and answer["status"] == "incomplete"
+
+
+def test_thoughts_are_an_item_before_the_message_and_its_tokens_are_told_apart():
+    outcome = msgspec.structs.replace(DONE, reasoning_tokens=2)
+    events = [Queued(0), Started(), Thought("Hm", (1, 2)), Delta("Hi", (3,)), outcome]
+    shown = payloads(render(events))
+    thinks = ["response.reasoning_text.delta", "response.reasoning_text.done", *CLOSED[1:]]
+    assert [payload["type"] for payload in shown][3:-1] == [
+        *OPENED, *thinks, *OPENED, "response.output_text.delta", *CLOSED,
+    ]  # fmt: skip
+    thought, message = shown[-1]["response"]["output"]
+    content = [{"type": "reasoning_text", "text": "Hm"}]
+    assert thought == {"id": "rs_shelf7", "type": "reasoning", "summary": [], "content": content, "status": "completed"}
+    assert message["id"] == "msg_shelf8"
+    assert shown[-1]["response"]["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
 
 
 # calls of tools ------------------------------------------------------------------------------------------------------

@@ -107,4 +107,7 @@ test("items become messages, and what one response wrote becomes one", () => {
     item("assistant", "c"), item("assistant", "d")];
   assert.deepEqual(messagesOf(items).map(({ role, text, response }) => [role, text, response]),
     [["user", "q", "r1"], ["assistant", "a\n\nb", "r1"], ["assistant", "c", null], ["assistant", "d", null]]);
+  const thought = (text, response) => ({ ...item("", text, response), type: "reasoning" });
+  const thinking = [item("user", "q", "r1"), thought("hm", "r1"), item("assistant", "a", "r1"), item("user", "p", "r2"), thought("so", "r2")];
+  assert.deepEqual(messagesOf(thinking).map(({ text, thought }) => [text, thought]), [["q", ""], ["a", "hm"], ["p", ""], ["", "so"]]);
 });

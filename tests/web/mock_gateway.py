@@ -38,6 +38,8 @@ class Script:
     """How one question is answered. `hold_after` counts deltas; a held answer goes on at `release()`."""
 
     text: str = "Certainly."
+    thoughts: str = ""
+    hold_thoughts: bool = False
     chunk_bytes: int | None = None
     queue: tuple[tuple[int, float | None], ...] = ()
     progress: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class Turn:
     input_tokens: int
     log: list[Json] = field(default_factory=list)
     text: str = ""
+    thoughts: str = ""
     status: str = "queued"
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     lost: bool = False
@@ -69,7 +72,8 @@ class Turn:
         self.changed = asyncio.Event()
 
     def resource(self) -> Json:
-        output = [item("assistant", self.text, self.status)] if self.text else []
+        output = [thought(self.thoughts)] if self.thoughts else []
+        output += [item("assistant", self.text, self.status)] if self.text else []
         words = len(self.text) // 4 + 1
         usage = {"input_tokens": self.input_tokens, "output_tokens": words, "total_tokens": self.input_tokens + words}
         return {
@@ -84,6 +88,12 @@ def item(role: str, text: str, status: str = "completed", response: str | None =
     content = [{"type": kind, "text": text, "annotations": []}]
     made = {"id": f"msg_{secrets.token_hex(4)}", "type": "message", "role": role, "status": status, "content": content}
     return made | ({"deskmate:response": response} if response else {})
+
+
+def thought(text: str, response: str | None = None) -> Json:
+    content = [{"type": "reasoning_text", "text": text}]
+    made = {"id": f"rs_{secrets.token_hex(4)}", "type": "reasoning", "summary": [], "content": content}
+    return made | {"status": "completed"} | ({"deskmate:response": response} if response else {})
 
 
 def refusal(status: int, code: str, retry_after: int | None = None) -> web.Response:
@@ -487,6 +497,12 @@ class MockGateway:
         turn.say("deskmate:queue.updated", position=0, eta_seconds=0)
         turn.status = "in_progress"
         turn.say("response.in_progress", response=turn.resource())
+        for piece in pieces(script.thoughts):
+            turn.thoughts += piece
+            turn.say("response.reasoning_text.delta", output_index=0, content_index=0, delta=piece)
+            await asyncio.sleep(script.pause_seconds)
+        if script.hold_thoughts:
+            await self._gate.wait()
         turn.say("response.output_item.added", output_index=0, item=item("assistant", "", "in_progress"))
         for number, piece in enumerate(pieces(script.text)):
             if number == script.hold_after:
@@ -505,6 +521,8 @@ class MockGateway:
         if turn.conversation in self.conversations:
             self.conversations[turn.conversation]["deskmate:running"] = None
             self._touch(turn.conversation)
+            if turn.thoughts:
+                self.items[turn.conversation].append(thought(turn.thoughts, turn.id))
             if turn.text:
                 self.items[turn.conversation].append(item("assistant", turn.text, status, turn.id))
 

@@ -56,6 +56,28 @@ def test_a_question_is_asked_with_the_settings_and_its_answer_streams_in(visit, 
     expect(page.locator(".list [aria-current]")).to_have_text("hello, who are you?")
 
 
+def test_thoughts_are_shown_folded_while_they_come_and_afterwards(visit, gateway):
+    told = "The printer may be **off**."
+    gateway.scripts["printer"] = Script("Is it on?", thoughts=told, hold_thoughts=True, pause_seconds=0.15)
+    page = visit().open()
+    ask(page, "my printer is silent")
+    fold = answer(page, "thinking").locator(".thoughts")
+    expect(fold.locator("summary")).to_have_text("Thinking…")
+    expect(fold.locator(".thought")).to_have_text(told)
+    expect(fold.locator(".thought")).to_be_hidden()
+    fold.locator("summary").click()
+    expect(fold.locator(".thought")).to_be_visible()
+    gateway.release()
+    done = answer(page)
+    expect(done.locator(".thoughts summary")).to_have_text(re.compile(r"Thought for \d+ s"))
+    expect(done.locator(".markdown")).to_have_text("Is it on?")
+    page.reload()
+    expect(done.locator(".thoughts summary")).to_have_text("Thoughts")
+    expect(done.locator(".thought")).to_have_text(told)
+    expect(done.locator(".thought")).to_be_hidden()
+    expect(done.locator(".markdown")).to_have_text("Is it on?")
+
+
 def test_a_chinese_answer_in_pieces_of_64_bytes_arrives_whole(visit, gateway):
     gateway.scripts["什么"] = Script(CHINESE, chunk_bytes=64)
     page = visit(locale="zh-CN").open()

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Broken, follow } from "../../gateway/web/stream.js";
-import { apply, isOver, itemText, newTurn, settle, tokensPerSecond } from "../../gateway/web/turn.js";
+import { apply, isOver, itemText, newTurn, secondsOfThought, settle, tokensPerSecond } from "../../gateway/web/turn.js";
 
 const text = (delta, sequence_number) => ({ type: "response.output_text.delta", delta, sequence_number });
 const final = (status, extra = {}) => ({ id: "resp_1", status, output: [], usage: { input_tokens: 9, output_tokens: 11, total_tokens: 20 }, ...extra });
@@ -24,6 +24,18 @@ test("a turn waits in line, reads, writes and completes", () => {
   assert.deepEqual([seen[1].position, seen[1].etaSeconds, seen[2].position], [3, 8, null]);
   assert.equal(seen.at(-1).text, "你好");
   assert.equal(seen.at(-1).usage.total_tokens, 20);
+});
+
+test("thoughts are no part of the answer, and for how long they took is told where it was seen", () => {
+  const thought = (delta, sequence_number) => ({ type: "response.reasoning_text.delta", delta, sequence_number });
+  const events = [created, thought("so ", 1), thought("it is", 2), text("yes", 3), completed(4)];
+  const thinking = play(events.slice(0, 3));
+  assert.deepEqual([thinking.status, thinking.thought, thinking.text], ["thinking", "so it is", ""]);
+  const done = play(events);
+  assert.deepEqual([done.status, done.thought, done.text, secondsOfThought(done)], ["completed", "so it is", "yes", 1]);
+  assert.equal(secondsOfThought(play(events, newTurn({ live: false }))), null);
+  const output = [{ type: "reasoning", content: [{ type: "reasoning_text", text: "hm" }] }];
+  assert.equal(settle(newTurn(), final("completed", { output })).thought, "hm");
 });
 
 test("an event seen before changes nothing", () => {
