@@ -32,7 +32,7 @@ from gateway.conversations import (
 )
 from gateway.engine import Engine, EngineState
 from gateway.errors import Draining, Refusal, Unavailable
-from gateway.events import Asked, Delta, Finished, Progress, Rest, TurnEvent, decode_event, encode_event
+from gateway.events import Asked, Delta, Finished, Progress, Rest, Thought, TurnEvent, decode_event, encode_event
 from gateway.live import LiveTurn
 from gateway.turn import run_turn
 
@@ -410,7 +410,7 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
 
 def _tries(said: Sequence[TurnEvent]) -> int:
     """How often gateways went on with this turn since it last said something."""
-    since = itertools.takewhile(lambda event: not isinstance(event, Delta | Rest), reversed(said))
+    since = itertools.takewhile(lambda event: not isinstance(event, Thought | Delta | Rest), reversed(said))
     return sum(isinstance(event, Progress) and event.state == "resuming" for event in since)
 
 
