@@ -10,7 +10,9 @@ from tests.fault.desk import desk as made_desk
 
 STEPS = "test_whatever_people_and_faults_do_in_whatever_order_every_invariant_holds"
 REQUESTS = "test_no_request_of_any_form_meets_a_mistake_of_ours"
+OPEN_WEBUI = "test_open_webui_chats_stops_and_regenerates_and_its_people_are_people_here"
 LONG_FORM = {
+    "--open-webui": {OPEN_WEBUI},
     "--fault-examples": {STEPS},
     "--any-requests": {REQUESTS},
     "--fault-rounds": {"test_one_fault_at_a_time_is_over_soon", "test_people_go_on_through_every_fault"},
