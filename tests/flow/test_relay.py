@@ -278,7 +278,7 @@ async def test_a_client_that_leaves_the_line_gives_its_place_back(http, gateway,
 
 
 async def test_in_flight_never_exceeds_the_seats(client, worker):
-    worker.script(pace_ms=1)
+    worker.script(pace_ms=20)
     await asyncio.gather(*(read_stream(client, max_tokens=10) for _ in range(20)))
     assert worker.engine.peak_running == 4
 
