@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -36,11 +37,13 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.links import Links
 from gateway.auth.login import Login
 from gateway.auth.passwords import Passwords
+from gateway.auth.seal import seal
 from gateway.auth.secret import Secrets, read_secret
 from gateway.auth.throttle import Throttle
 from gateway.conversations.store import RedisConversations
 from gateway.engine import Engine
 from gateway.errors import MethodNotAllowed, NotFound, Refusal, Unavailable
+from gateway.forms import Forms
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.migrations import UnusableData, bring_forward
@@ -80,6 +83,7 @@ class Gateway:
             self.metrics,
             holder=f"gw_{secrets.token_hex(6)}",
             salt_of=keys.cache_salt,
+            seal=partial(seal, keys),
         )
         self.auth = Authenticator(self.redis, keys, settings)
         file = settings.metrics_token_file
@@ -107,8 +111,9 @@ class Gateway:
         settings, auth, engine = self._settings, self.auth, self.engine
         links = Links(self.redis, keys, settings)
         login = Login(auth.people, links, Passwords(), Throttle(self.redis, keys))
-        relayed = RelayDoor(auth, keys, engine, Relay(engine, self.queue, self._served), settings)
-        orders = Orders(keys, self.store, engine, settings, self.runner.holder)
+        forms = Forms(engine)
+        relayed = RelayDoor(auth, keys, engine, Relay(engine, self.queue, self._served), forms, settings)
+        orders = Orders(keys, self.store, engine, settings, forms, self.runner.holder)
         turns = responses.ResponsesDoor(auth, orders, self.store, self.runner, engine)
         self._sockets = response_socket.SocketDoor(
             auth,

@@ -12,6 +12,7 @@ from gateway.events import Form, Sampling
 from gateway.prompt import (
     Message,
     Window,
+    current,
     drop_for_budget,
     estimate_tokens,
     first_round,
@@ -41,6 +42,7 @@ class TurnRequest:
     window: Window
     sampling: Sampling
     form: Form = PLAIN
+    compact_at: int | None = None  # tokens of context above which it is made short before it is answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
     """
     model = engine.model
     added_tokens = model.added_tokens if model else ()
-    rounds = rounds_of(request.items)
+    rounds = rounds_of(current(request.items))
     rounds = rounds[first_round(len(rounds) - 1, request.window.rounds) :]
     for _ in range(_FITTING_TRIES):
         messages, tools = _messages(request, rounds, added_tokens), request.form.tools
@@ -132,6 +134,14 @@ def effort_of(form: Form, model: ModelFacts | None) -> dict[str, Any]:
         return {"reasoning_effort": "low" if effort == "none" else effort}
     asked: dict[str, Any] = {"chat_template_kwargs": {model.thinking_switch: effort != "none"}}
     return asked if effort == "none" else {**asked, "reasoning_effort": effort}
+
+
+def formed(form: Form, model: ModelFacts | None) -> dict[str, Any]:
+    """What a chat is asked for beside text."""
+    asked = effort_of(form, model)
+    if form.tools:
+        asked |= {"tools": tools_of(form, model), "tool_choice": form.choice, "parallel_tool_calls": form.parallel}
+    return asked if form.format is None else {**asked, "response_format": form.format}
 
 
 def check_outputs(items: Sequence[Mapping[str, Any]], start: int) -> None:

@@ -5,7 +5,6 @@ with the fewest requests in flight. Several workers behind one `Engine` are one 
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,14 +17,12 @@ import aiohttp
 import msgspec
 
 from gateway.errors import EngineAway, EngineError, EngineLost
+from gateway.refused import Reason, broke_off, refused
 from gateway.settings import Settings
 
 _T = TypeVar("_T")
 
 COUNT_SECONDS = 10.0  # a long prompt takes a tenth of a second
-CANNOT_NOW = "The engine cannot take the request just now; ask again in a moment."
-MESSAGE_CHARACTERS = 500  # of an error of the engine
-_NEVER_SHOWN = re.compile(r"0x[0-9a-fA-F]{4,}|Traceback|(?:^|[\s'\"(])/[\w.-]+/")  # addresses, stacks, paths
 HEALTH_SECONDS = 2.0  # a health check that takes longer counts as failed
 SILENCE_SECONDS = 10.0  # every running answer silent for so long: it hangs (the longest pause measured was 4.3 s)
 PROBE_SECONDS = 5.0  # one token, from an engine that hung
@@ -141,26 +138,13 @@ class ChatChoice(msgspec.Struct, frozen=True):
     text: str | None = None  # on /v1/completions, instead of the delta
 
 
-class Reason(msgspec.Struct, frozen=True):
-    message: str = ""
-    param: str | None = None
-
-
-class _Refused(msgspec.Struct, frozen=True):
-    error: Reason = Reason()
-
-
-class _EngineMessage(msgspec.Struct, frozen=True):
-    message: str = "the engine gave no reason"
-
-
 class ChatChunk(msgspec.Struct, frozen=True):
     """One event of vLLM's chat-completions stream, as far as a turn needs it."""
 
     choices: tuple[ChatChoice, ...] = ()
     usage: Usage | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    error: _EngineMessage | None = None
+    error: Reason | None = None
 
 
 class _Count(msgspec.Struct):
@@ -174,7 +158,6 @@ class _Text(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _decode_text = msgspec.json.Decoder(_Text).decode
-_decode_refused = msgspec.json.Decoder(_Refused).decode
 
 
 class Upstream:
@@ -328,7 +311,7 @@ class Engine:
     async def _stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
         async with self.open(path, body, request_id) as upstream:
             if upstream.status != 200:
-                raise _refused(upstream.status, await upstream.read())
+                raise refused(upstream.status, await upstream.read())
             rest = b""
             async for data in upstream.chunks():
                 *frames, rest = (rest + data).split(b"\n\n")
@@ -337,7 +320,7 @@ class Engine:
                     yield said
                 for chunk in chunks:
                     if chunk.error is not None:
-                        raise EngineLost(f"The engine broke off: {chunk.error.message}")
+                        raise broke_off(chunk.error)
                 if any(frame == b"data: [DONE]" for frame in frames):
                     return
         raise EngineLost("The engine ended the answer without finishing it; ask again in a moment.")
@@ -356,7 +339,7 @@ class Engine:
             async with asyncio.timeout(COUNT_SECONDS), self.open(path, body, request_id) as upstream:
                 answer = await upstream.read()
                 if upstream.status != 200:
-                    raise _refused(upstream.status, answer)
+                    raise refused(upstream.status, answer)
                 return answer
         except TimeoutError:
             raise EngineLost("The engine does not answer; ask again in a moment.") from None
@@ -518,20 +501,3 @@ async def _speak(worker: _Worker, model: str) -> None:
     ):
         answer.raise_for_status()
         await answer.read()
-
-
-def reason_of(body: bytes) -> Reason:
-    """Why a worker refused, as it may be told: an empty message when it gave none, or one that leaks its insides."""
-    try:
-        reason = _decode_refused(body).error
-    except ValueError:
-        return Reason()
-    return Reason("" if _NEVER_SHOWN.search(reason.message) else reason.message[:MESSAGE_CHARACTERS], reason.param)
-
-
-def _refused(status: int, body: bytes) -> EngineError | EngineLost:
-    """An HTTP error of the worker. While it drains it answers 500 to what is new: that is being away, not a bug."""
-    if status in (500, 502, 503):
-        return EngineAway(CANNOT_NOW)
-    reason = reason_of(body).message or "the engine gave no reason"
-    return EngineError(f"The engine refused the request ({status}): {reason}")

@@ -5,7 +5,8 @@
     │   ├── UnknownParameter                 400                             unknown_parameter
     │   ├── UnsupportedParameter             400                             unsupported_parameter
     │   ├── ContextLengthExceeded            400                             context_length_exceeded
-    │   └── PreviousResponseNotFound         400                             previous_response_not_found
+    │   ├── PreviousResponseNotFound         400                             previous_response_not_found
+    │   └── PromptRefused                    400                             invalid_prompt
     ├── Unauthenticated                      401     authentication_error    invalid_api_key
     ├── Forbidden                            403     permission_error        insufficient_scope
     ├── NotFound                             404     not_found_error         not_found
@@ -88,6 +89,16 @@ class ContextLengthExceeded(BadRequest):
 
 class PreviousResponseNotFound(BadRequest):
     default_code = "previous_response_not_found"
+
+
+class PromptRefused(BadRequest):
+    """The engine takes no such request. `of_a_schema`: it cannot hold an answer to a schema of the caller's."""
+
+    default_code = "invalid_prompt"
+
+    def __init__(self, message: str, *, of_a_schema: bool = False, **keywords: Any) -> None:
+        super().__init__(message, **keywords)
+        self.of_a_schema = of_a_schema
 
 
 class Unauthenticated(Refusal):

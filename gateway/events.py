@@ -46,6 +46,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     window: Window
     sampling: Sampling
     form: Form = Form()
+    compact_at: int | None = None  # tokens of context above which it is made short first
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):
@@ -54,8 +55,17 @@ class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    state: Literal["loading", "engine_lost", "resuming"]
+    state: Literal["loading", "engine_lost", "resuming", "compacting"]
     eta_seconds: float | None = None
+
+
+class Compacted(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """The context was made short: `item`, as it is stored, stands for everything before it. And what that has cost."""
+
+    item: dict[str, Any]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag="s"):
@@ -122,7 +132,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="f"):
     reasoning_tokens: int = 0  # of the completion's
 
 
-TurnEvent = Asked | Queued | Progress | Started | Thought | Delta | Rest | Finished
+TurnEvent = Asked | Queued | Progress | Compacted | Started | Thought | Delta | Rest | Finished
 
 encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(TurnEvent).decode

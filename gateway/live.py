@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from gateway.conversations import Begun
+from gateway.errors import Refusal
 from gateway.events import Delta, Finished, Thought, TurnEvent
 from gateway.said import Said
 
@@ -22,6 +23,7 @@ class LiveTurn:
         self.said = Said.of(shown)
         self.unlogged: list[TurnEvent] = []
         self.outcome: Finished | None = None
+        self.refusal: Refusal | None = None  # why it failed, where this process knows it
         self.task: asyncio.Task[None] | None = None
         self.ending = False  # its answer is being stored; nothing may stop that
         self.gone = False  # it is another process's now, or will be: nothing more is shown or written here

@@ -132,6 +132,14 @@ def rounds_of(items: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
     return rounds
 
 
+def current(items: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """What of a context is still read: from the newest compaction on that stands for everything before it."""
+    for at in range(len(items) - 1, -1, -1):
+        if items[at].get("type") == "compaction" and items[at].get("kept") is not None:
+            return items[at:]
+    return items
+
+
 def first_round(total: int, rounds: int | None) -> int:
     """Where the window of at least `rounds` rounds begins among `total` earlier ones.
 
@@ -171,6 +179,7 @@ def to_messages(
             case "compaction":
                 told = [*item["instructions"], SUMMARY_NOTE + item["summary"]]
                 messages += [Message("system", neutralise(text, added_tokens)) for text in told]
+                messages += to_messages(None, item.get("kept") or (), added_tokens, thoughts=thoughts)
             case "function_call_output" if item["call_id"] in called:
                 id = neutralise(item["call_id"], added_tokens)
                 messages.append(Message("tool", neutralise(text_of(item), added_tokens), tool_call_id=id))
@@ -196,6 +205,8 @@ def unknown_output(items: Sequence[Mapping[str, Any]], start: int) -> int | None
     for index, item in enumerate(items):
         if item.get("type") == "function_call":
             called.add(item["call_id"])
+        elif item.get("type") == "compaction":
+            called.update(kept["call_id"] for kept in item.get("kept") or () if kept.get("type") == "function_call")
         elif index >= start and item.get("type") == "function_call_output" and item["call_id"] not in called:
             return index
     return None

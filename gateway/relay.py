@@ -18,8 +18,9 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.admission import Admission, Place, Ticket
 from gateway.auth.principal import Principal
-from gateway.engine import CANNOT_NOW, Engine, Upstream, reason_of
-from gateway.errors import BadRequest, ContextLengthExceeded, EngineError, EngineLost, Refusal
+from gateway.engine import Engine, Upstream
+from gateway.errors import EngineLost, PromptRefused, Refusal
+from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
 
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
@@ -194,6 +195,8 @@ class RelayResponse:
         try:
             await (self._stream(send) if self._order.streamed else self._whole(send))
         except Refusal as refusal:
+            if isinstance(refusal, PromptRefused):
+                self._served.outcome = "refused"
             if not self._begun:
                 raise  # to the one place that renders errors
             await self._end(send, self._order.dialect.error(refusal))
@@ -243,12 +246,13 @@ class RelayResponse:
         try:
             async with self._open() as upstream:
                 async for data in upstream.chunks():  # the hot path: once for each read, however many events it holds
-                    if self._served.first_seconds is None:
+                    whole = events.take(data)
+                    if self._served.first_seconds is None and not events.broken:
                         await self._first_arrived(send)
-                    if whole := events.take(data):
+                    if whole:
                         await send({"type": "http.response.body", "body": whole, "more_body": True})
                     if events.broken:
-                        break
+                        raise broke_off(reason_of(events.broken))
         finally:
             await self._stop_comments()
         if not events.ended:
@@ -311,7 +315,7 @@ class _Events:
         self._rest = b""
         self._told = False  # the engine said how many tokens there were
         self.ended = False  # the engine finished its answer
-        self.broken = False  # it said that it cannot
+        self.broken = b""  # the error that it said instead, as JSON
         served.completion_tokens = -order.dialect.opening_events
 
     def take(self, data: bytes) -> bytes:
@@ -324,8 +328,8 @@ class _Events:
             data, mark, self._rest = data.rpartition(b"\n\n")
             data += mark
         if dialect.error_mark in data:
-            self.broken = True
-            data = data[: data.index(dialect.error_mark)]
+            data, mark, error = data.partition(dialect.error_mark)
+            self.broken = (mark + error).partition(b"data: ")[2].partition(b"\n\n")[0]
         if not self._told:
             self._served.completion_tokens += data.count(b"\n\n")  # a token an event
         if dialect.usage_mark in data:
@@ -342,16 +346,3 @@ class _Events:
         self._told = True
         self._served.take(event[event.index(b"data: ") + 6 :])
         return data[:start] + data[end:] if self._drops_usage else data
-
-
-def refused(status: int, body: bytes) -> Refusal:
-    """An HTTP error of the engine as one of ours. While it drains it answers 500: that is being away, not a bug."""
-    if status in (429, 500, 502, 503):
-        return EngineLost(CANNOT_NOW)
-    reason = reason_of(body)
-    message = reason.message or "The engine refused the request."
-    if status not in (400, 422):
-        return EngineError(f"{message} ({status})")
-    if "maximum context length" in message or "max_model_len" in message:
-        return ContextLengthExceeded(message, param=reason.param)
-    return BadRequest(message, param=(reason.param or "").removeprefix("body.") or None)

@@ -74,6 +74,8 @@ class RelayBody:
     prompt_tokens: int = 0  # roughly
     max_tokens: int = 0
     max_tokens_given: bool = True
+    form: Json = field(default_factory=dict)  # what the answer must be beside text, as a chat asks for it
+    schema: str = "tools"  # the field that asks for it
 
 
 Rewrite = Callable[[Json, ModelFacts, Collection[str], str], RelayBody]
@@ -90,6 +92,7 @@ def chat(body: Json, model: ModelFacts, aliases: Collection[str], salt: str) -> 
     _chat_tools(made, model)
     _sampling_defaults(made, model)
     _cap(body.get("top_logprobs"), MAX_TOP_LOGPROBS, "top_logprobs")
+    _form(made)
     return _finish(made, model, ("messages", "tools"))
 
 
@@ -99,6 +102,7 @@ def completion(body: Json, model: ModelFacts, aliases: Collection[str], salt: st
     made.fields["prompt"] = neutralise(_one_prompt(body.get("prompt")), model.added_tokens)
     _sampling_defaults(made, model)
     _cap(body.get("logprobs"), MAX_TOP_LOGPROBS, "logprobs")
+    _form(made)
     return _finish(made, model, ("prompt",))
 
 
@@ -109,6 +113,7 @@ def messages(body: Json, model: ModelFacts, aliases: Collection[str], salt: str)
     _fill(made.fields, "temperature", model.defaults.temperature)
     _fill(made.fields, "top_p", model.defaults.top_p)
     _check_strings(body.get("stop_sequences"), "stop_sequences")
+    _anthropic_form(made)
     return _finish(made, model, ("system", "messages", "tools"))
 
 
@@ -177,6 +182,25 @@ def _usage_of_the_stream(made: RelayBody) -> None:
     made.keeps_usage = options.get("include_usage") is True
     if made.streamed:
         made.fields["stream_options"] = {"include_usage": True}
+
+
+def _form(made: RelayBody) -> None:
+    fields = made.fields
+    made.form = {
+        name: fields[name]
+        for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+        if name in fields
+    }
+    made.schema = "response_format" if "response_format" in made.form else "tools"
+
+
+def _anthropic_form(made: RelayBody) -> None:
+    config = made.fields.get("output_config")
+    format = config.get("format") if isinstance(config, dict) else None
+    if isinstance(format, dict) and format.get("type") == "json_schema":
+        schema = {"name": "output", "schema": format.get("schema")}
+        made.form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        made.schema = "output_config.format.schema"
 
 
 def _finish(made: RelayBody, model: ModelFacts, read: Sequence[str]) -> RelayBody:

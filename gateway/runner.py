@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -32,9 +33,20 @@ from gateway.conversations import (
 )
 from gateway.engine import Engine, EngineState
 from gateway.errors import Draining, Refusal, Unavailable
-from gateway.events import Asked, Delta, Finished, Progress, Rest, Thought, TurnEvent, decode_event, encode_event
+from gateway.events import (
+    Asked,
+    Compacted,
+    Delta,
+    Finished,
+    Progress,
+    Rest,
+    Thought,
+    TurnEvent,
+    decode_event,
+    encode_event,
+)
 from gateway.live import LiveTurn
-from gateway.turn import run_turn
+from gateway.turn import run_turn, shortened
 
 LEASE_SECONDS = 2.0
 RENEW_SECONDS = 0.5
@@ -77,6 +89,7 @@ class Runner:
         *,
         holder: str,
         salt_of: Callable[[str], str],
+        seal: Callable[[str, bytes], str],
     ) -> None:
         self._store = store
         self._admission = admission
@@ -84,6 +97,7 @@ class Runner:
         self._observer = observer
         self.holder = holder
         self._salt_of = salt_of  # a person's cache salt
+        self._seal = seal  # for a person, who cannot read it
         self._live: dict[Lease, LiveTurn] = {}
         self._beginning: set[Lease] = set()  # written down, not running yet: ours all the same
         self._dirty: dict[LiveTurn, None] = {}
@@ -134,7 +148,7 @@ class Runner:
         request, begun, shown = order.request, None, []
         lease = Lease(request.person, request.id)
         if order.begin is not None:
-            asked = Asked(request.model, request.system, request.window, request.sampling, request.form)
+            asked = _asked(request)
             answer = await self._store.begin(
                 replace(order.begin, entry=encode_event(asked), lease_seconds=LEASE_SECONDS)
             )
@@ -169,7 +183,8 @@ class Runner:
     async def _run(self, live: LiveTurn, request: TurnRequest, prompt: Prompt | None, place: Place) -> None:
         outcome = Finished("failed", code="internal_error", message="The answer broke off; please report this.")
         try:
-            async with aclosing(run_turn(request, prompt, place, self._engine, live.said)) as events:
+            seal = partial(self._seal, request.person)
+            async with aclosing(run_turn(request, prompt, place, self._engine, live.said, seal=seal)) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         outcome = event
@@ -182,11 +197,12 @@ class Runner:
             if self._draining:
                 outcome = Finished("failed", code="draining", message="The gateway was stopped; what was said is kept.")
         except Refusal as refusal:
+            live.refusal = refusal
             outcome = Finished("failed", code=refusal.code, message=refusal.message)
         finally:
             live.ending = True
-            if not outcome.prompt_tokens and (produced := live.said.tokens + live.said.unseen):
-                outcome = _counted(outcome, live, produced)
+            if not outcome.prompt_tokens and (counts := live.said.counts())["completion_tokens"]:
+                outcome = msgspec.structs.replace(outcome, **counts)
             with anyio.CancelScope(shield=True):
                 await self._finish(live, msgspec.structs.replace(outcome, completed_at=int(time.time())))
 
@@ -311,11 +327,12 @@ class Runner:
             window=asked.window,
             sampling=asked.sampling,
             form=asked.form,
+            compact_at=asked.compact_at,
         )
         prompt = None
         try:
             if not live.said.prompt_token_ids:
-                prompt = await build_prompt(request, self._engine)
+                prompt = await build_prompt(shortened(request, live.said), self._engine)
             tokens = prompt.tokens if prompt else len(live.said.prompt_token_ids)
             ticket = Ticket(live.owner, tokens, asked.sampling.max_tokens, promised=bool(live.said.tokens))
             place = await self._admission.enqueue(ticket)
@@ -333,7 +350,7 @@ class Runner:
 
     async def _end(self, live: LiveTurn, code: str, message: str) -> None:
         outcome = Finished("failed", code=code, message=message, completed_at=int(time.time()))
-        await self._store.finish(_finish_of(live, _counted(outcome, live, live.said.tokens)))
+        await self._store.finish(_finish_of(live, msgspec.structs.replace(outcome, **live.said.counts())))
 
     # who comes later ------------------------------------------------------------------------------------------------
     def live(self, owner: str, turn: str) -> LiveTurn | None:
@@ -410,24 +427,20 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
 
 def _tries(said: Sequence[TurnEvent]) -> int:
     """How often gateways went on with this turn since it last said something."""
-    since = itertools.takewhile(lambda event: not isinstance(event, Thought | Delta | Rest), reversed(said))
+    words = Compacted | Thought | Delta | Rest
+    since = itertools.takewhile(lambda event: not isinstance(event, words), reversed(said))
     return sum(isinstance(event, Progress) and event.state == "resuming" for event in since)
+
+
+def _asked(request: TurnRequest) -> Asked:
+    return Asked(
+        request.model, request.system, request.window, request.sampling, request.form, compact_at=request.compact_at
+    )
 
 
 def _append(live: LiveTurn, events: Sequence[TurnEvent]) -> Append:
     fence = live.begun.fence if live.begun else 0
     return Append(live.owner, live.id, fence, len(live.shown) + 1, [encode_event(event) for event in events])
-
-
-def _counted(outcome: Finished, live: LiveTurn, produced: int) -> Finished:
-    """An end that the engine did not tell, with what is known of its tokens."""
-    said = live.said
-    return msgspec.structs.replace(
-        outcome,
-        prompt_tokens=len(said.prompt_token_ids),
-        completion_tokens=produced,
-        reasoning_tokens=said.thought_tokens,
-    )
 
 
 def _finish_of(live: LiveTurn, outcome: Finished) -> Finish:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import Call, Delta, Rest, Started, Thought, TurnEvent
+from gateway.events import Call, Compacted, Delta, Rest, Started, Thought, TurnEvent
 
 _MARK = re.compile(r"\s*(?:<[^<>]{1,40}>)?\n*")  # what a model writes before and after its thoughts
 
@@ -14,6 +14,7 @@ _MARK = re.compile(r"\s*(?:<[^<>]{1,40}>)?\n*")  # what a model writes before an
 class Said:
     """What exists of an answer: a fold over its events, and enough to continue it."""
 
+    compacted: Compacted | None = None
     prompt_token_ids: tuple[int, ...] = ()
     token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
     thoughts: list[str] = field(default_factory=list)
@@ -45,6 +46,8 @@ class Said:
         elif isinstance(event, Rest):
             self.rest = event
             self.tokens += event.tokens
+        elif isinstance(event, Compacted):
+            self.compacted = event
 
     @property
     def text(self) -> str:
@@ -66,9 +69,23 @@ class Said:
         """Nothing said yet, or every token of it known (a bare engine may not tell them)."""
         return not self.tokens or self.rest is not None or bool(self.prompt_token_ids and self.token_ids)
 
+    @property
+    def begun(self) -> bool:
+        """Something of the answer is there, or the engine has read what it answers."""
+        return bool(self.tokens or self.prompt_token_ids)
+
+    def counts(self) -> dict[str, int]:
+        """Tokens of an answer that did not come to its end, what was made short for it included."""
+        short = self.compacted
+        return {
+            "prompt_tokens": len(self.prompt_token_ids) + (short.prompt_tokens if short else 0),
+            "completion_tokens": self.tokens + self.unseen + (short.completion_tokens if short else 0),
+            "reasoning_tokens": self.thought_tokens,
+        }
+
     def output(self, complete: bool) -> list[dict[str, Any]]:
         """The items of the answer as they are stored; the last message of one that broke off is incomplete."""
-        items: list[dict[str, Any]] = []
+        items: list[dict[str, Any]] = [self.compacted.item] if self.compacted else []
         text = self.text
         if self.thoughts:
             items.append(thought_item(self.thought, complete=bool(complete or text or (self.rest and self.rest.parts))))

@@ -153,12 +153,16 @@ class Speech:
         usage = self.usage or Usage(self.before + len(self.said.prompt_token_ids), self.said.tokens - self.before)
         cut = self.finish_reason == "length"
         prompt_tokens = usage.prompt_tokens - self.before
+        cached_tokens, completion_tokens = min(usage.cached_tokens, prompt_tokens), usage.completion_tokens or 0
+        if (short := self.said.compacted) is not None:
+            prompt_tokens, cached_tokens = prompt_tokens + short.prompt_tokens, cached_tokens + short.cached_tokens
+            completion_tokens += short.completion_tokens
         return Finished(
             status="incomplete" if cut else "completed",
             reason="max_output_tokens" if cut else None,
             prompt_tokens=prompt_tokens,
-            cached_tokens=min(usage.cached_tokens, prompt_tokens),
-            completion_tokens=self.before + (usage.completion_tokens or 0),
+            cached_tokens=cached_tokens,
+            completion_tokens=self.before + completion_tokens,
             timing=self.timing(),
             reasoning_tokens=self.said.thought_tokens,
         )

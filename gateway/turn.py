@@ -7,19 +7,21 @@ middle is waited for, and the same answer goes on from the tokens that were said
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import msgspec
 
+from gateway import compaction
 from gateway.admission import Place
-from gateway.context import Prompt, TurnRequest, build_prompt, effort_of, tools_of
+from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
-from gateway.errors import EngineAway, EngineError, EngineLost
-from gateway.events import Delta, Form, Progress, Queued, TurnEvent
-from gateway.prompt import Message
+from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
+from gateway.events import Compacted, Delta, Form, Progress, Queued, TurnEvent
+from gateway.prompt import Message, Window, current
 from gateway.said import Said
 from gateway.speech import Speech
 
@@ -30,8 +32,11 @@ MOST_LOSSES = 3  # engines that may break on one and the same token: the request
 _MOST_TAKEN_BACK = 8  # tokens that may have come in one event with the text before them
 
 
+Seal = Callable[[bytes], str]  # closes what its owner keeps and cannot read
+
+
 async def run_turn(
-    request: TurnRequest, prompt: Prompt | None, place: Place, engine: Engine, said: Said
+    request: TurnRequest, prompt: Prompt | None, place: Place, engine: Engine, said: Said, *, seal: Seal
 ) -> AsyncGenerator[TurnEvent, None]:
     """Run one turn to its end. Raises a Refusal when it cannot go on; closing it early aborts it in the engine.
 
@@ -47,6 +52,13 @@ async def run_turn(
         if waited_for_engine and said.tokens:
             yield Progress("resuming")
         speech.seated = time.monotonic()
+        if request.compact_at is not None and said.compacted is None and not said.begun:
+            async with aclosing(_make_short(request, request.compact_at, engine, speech, seal)) as events:
+                async for event in events:
+                    said.hear(event)
+                    yield event
+        if said.compacted is not None:
+            request, prompt = shortened(request, said), None
         async with aclosing(_speak(request, prompt, engine, speech)) as events:
             async for event in events:
                 said.hear(event)
@@ -68,6 +80,46 @@ async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
         if waiting.position != position:
             position = waiting.position
             yield Queued(position, waiting.eta_seconds)
+
+
+async def _make_short(
+    request: TurnRequest, compact_at: int, engine: Engine, speech: Speech, seal: Seal
+) -> AsyncGenerator[TurnEvent, None]:
+    """A context that has grown beyond `compact_at` tokens as one item; nothing where it has not, where there is nothing
+    but the question, or where the model writes no summary. A summary that breaks off is written again unseen."""
+    context = current(request.items)
+    at = compaction.asked(context)
+    if not at or (await build_prompt(request, engine, count=True)).tokens <= compact_at:
+        return
+    yield Progress("compacting")
+    summary = Speech(Said(), None, began=time.monotonic())
+    most = min(engine.defaults.max_tokens, compact_at // compaction.SHARE_OF_SUMMARY)
+    asked = replace(
+        request,
+        items=compaction.question(context[:at]),
+        window=Window(truncate=True),
+        sampling=replace(request.sampling, max_tokens=most, temperature=0.0, extra={}),
+        form=Form(effort="none"),
+    )
+    with suppress(ContextLengthExceeded):
+        async with aclosing(_speak(asked, None, engine, summary)) as events:
+            async for event in events:
+                summary.said.hear(event)
+                speech.said.unseen = summary.said.tokens
+                if isinstance(event, Progress):
+                    yield event
+    speech.said.unseen, speech.tokens = 0, speech.tokens + summary.tokens
+    if text := summary.said.text.strip():
+        content, cost = compaction.whole(context, at, text, compact_at), summary.finish()
+        sealed = {"type": "compaction", "encrypted_content": seal(compaction.encode(content))}
+        yield Compacted(
+            compaction.opened(sealed, content), cost.prompt_tokens, cost.cached_tokens, cost.completion_tokens
+        )
+
+
+def shortened(request: TurnRequest, said: Said) -> TurnRequest:
+    """The request with what its context was made to, if it was."""
+    return request if said.compacted is None else replace(request, items=[*request.items, said.compacted.item])
 
 
 async def _speak(
@@ -211,7 +263,7 @@ def _continuation(request: TurnRequest, ids: Sequence[int], left: int) -> bytes:
 def _chat_continuation(request: TurnRequest, ids: Sequence[int], left: int, model: ModelFacts | None) -> bytes:
     """The same for a chat: vLLM takes the ids in place of the messages, as a decoding stage is given them."""
     there = {"kv_transfer_params": {"prompt_token_ids": ids}, "messages": [Message("user", "")]}
-    return msgspec.json.encode({**there, **_asked(request, request.model, left), **_formed(request.form, model)})
+    return msgspec.json.encode({**there, **_asked(request, request.model, left), **formed(request.form, model)})
 
 
 def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> bytes:
@@ -219,16 +271,8 @@ def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> byt
     most = max(1, min(request.sampling.max_tokens, room))
     name = request.model or (model.id if model else "")  # asked before it was known
     return msgspec.json.encode(
-        {"messages": prompt.messages, **_asked(request, name, most), **_formed(request.form, model)}
+        {"messages": prompt.messages, **_asked(request, name, most), **formed(request.form, model)}
     )
-
-
-def _formed(form: Form, model: ModelFacts | None) -> dict[str, Any]:
-    """What a chat is asked for beside text."""
-    asked = effort_of(form, model)
-    if form.tools:
-        asked |= {"tools": tools_of(form, model), "tool_choice": form.choice, "parallel_tool_calls": form.parallel}
-    return asked if form.format is None else {**asked, "response_format": form.format}
 
 
 def _asked(request: TurnRequest, model: str, max_tokens: int) -> dict[str, Any]:

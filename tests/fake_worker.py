@@ -309,6 +309,8 @@ class Script:
     loading: bool = False  # /health and everything else answer 503
     fail: str | None = None  # "500", "400", "hang", "garbage", "close_after:N", "error_after:N", "hang_after:N"
     times: int | None = None
+    refuses: str | None = None  # why it holds no answer to any schema or to tools; vLLM says so as a stream begins
+    checks: bool = True  # it has the route that says so before
     answer: str | None = None  # these words instead of the deterministic ones
     thoughts: str | None = None  # thought before `answer`; the chat is then read by vLLM's parser of thoughts
     # [{"name": …, "arguments": {…} or text}]: called when a request brings tools; after `answer`, if there is one
@@ -691,6 +693,12 @@ class FakeEngine:
             )
         return wish
 
+    def check_form(self, body: Mapping[str, Any]) -> None:
+        """What vLLM says of a schema that none of its grammars can hold, or of tools that must be called."""
+        kind = (body.get("response_format") or {}).get("type")
+        if self.script.refuses and (kind == "json_schema" or body.get("tools")):
+            raise Refused(400, self.script.refuses)
+
     def metrics(self) -> bytes:
         labels = f'{{engine="0",model_name="{self.model}"}}'
         lines = [
@@ -730,7 +738,8 @@ def default_plan(model: str, context_tokens: int, seats: int) -> dict[str, Any]:
 
 # HTTP -----------------------------------------------------------------------------------------------------------------
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_REASONS = {200: "OK", 204: "No Content", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}
+_REASONS |= {503: "Service Unavailable"}
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\nvary: Origin\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -835,6 +844,9 @@ class Connection(asyncio.Protocol):
         engine = self.engine
         record = engine.begin(path, headers, body)
         record.state = "finished"
+        if path == "/deskmate/check" and engine.script.checks and engine.plan.get("version"):
+            engine.check_form(body)
+            return self.send(b"", 204, "text/plain")
         if path == "/tokenize":
             ids = tokenize(body["prompt"]) if "prompt" in body else engine.prompt_of(path, body)
             limit = engine.context_tokens
@@ -856,9 +868,22 @@ class Connection(asyncio.Protocol):
         prompt_ids = engine.prompt_of(path, body)
         record.prompt_ids = prompt_ids
         wish = engine.check(path, body, prompt_ids)
+        try:
+            engine.check_form(body)
+        except Refused as refusal:
+            record.state = "failed"
+            self.refuse(refusal, streamed=bool(body.get("stream")))
+            return
         dialect = DIALECTS[path](body, prompt_ids, record.number, engine.script)
         self.stream = Stream(self, record, dialect, pieces(prompt_ids, wish, dialect.answer), fail)
         self.stream.begin()
+
+    def refuse(self, refusal: Refused, *, streamed: bool) -> None:
+        """As vLLM does where it looks only when the answer begins: a stream has its head by then."""
+        if not streamed:
+            raise refusal
+        error = _data({"error": refusal.error}) + b"data: [DONE]\n\n"
+        self.transport.write(_STREAM_HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(error), error))
 
     def send_json(self, value: Any, status: int = 200) -> None:
         self.send(json_bytes(value), status, "application/json")

@@ -1,4 +1,4 @@
-"""vLLM's plug-in of ours: serves the plan at /deskmate/plan and adds deskmate_worker_* to vLLM's /metrics.
+"""vLLM's plug-in of ours: /deskmate/plan, /deskmate/check, and deskmate_worker_* beside vLLM's /metrics.
 
 Runs inside vLLM's server process, which finds it through worker/plugin/. Plans nothing: the plan comes by an open file.
 """
@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -29,6 +29,7 @@ class DeskmatePlugin:
     required_tasks = None
 
     def __init__(self) -> None:
+        self.engine: Any = None
         self.plan = read_plan(int(os.environ[PLAN_DESCRIPTOR]))
 
     def attach_router(self, app: FastAPI) -> None:
@@ -36,10 +37,37 @@ class DeskmatePlugin:
         async def plan() -> dict[str, Any]:
             return self.plan
 
+        self._attach_check(app)
         REGISTRY.register(WorkerMetrics(self.plan))
+
+    def _attach_check(self, app: FastAPI) -> None:
+        """A chat looked at as if it were asked for, and not asked for: its schema, its tools. 204, or vLLM's own error.
+
+        vLLM itself looks at them when an answer begins, which may be long after somebody was told to wait.
+        """
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        @app.post("/deskmate/check")
+        async def check(raw: Request) -> Response:
+            chat, config = raw.app.state.openai_serving_chat, self.engine.vllm_config
+            try:
+                request = ChatCompletionRequest.model_validate(await raw.json())
+                wrong = await chat.render_chat_request(request)
+                request.to_sampling_params(1, {}).verify(
+                    config.model_config,
+                    config.speculative_config,
+                    config.structured_outputs_config,
+                    chat.renderer.tokenizer,
+                )
+            except Exception as error:  # noqa: BLE001 - vLLM says which of them are the caller's
+                wrong = chat.create_error_response(error)
+            if isinstance(wrong, tuple):  # what it would read
+                return Response(status_code=204)
+            return Response(wrong.model_dump_json(), wrong.error.code, media_type="application/json")
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """The engine has measured its KV cache by now; on a card the plan held an estimate."""
+        self.engine = engine_client
         cache = getattr(getattr(engine_client, "vllm_config", None), "cache_config", None)
         blocks, block_tokens = getattr(cache, "num_gpu_blocks", None), getattr(cache, "block_size", None)
         if blocks and block_tokens:

@@ -35,7 +35,7 @@ _TURN_FIELDS: Fields = {
     "metadata": {"anyOf": [_METADATA, {"type": "null"}]},
     "tools": "FunctionTool[]|null",
     "tool_choice": "string|object|null",
-    "context_management": "Window[]|null",
+    "context_management": "ContextManagement[]|null",
     "reasoning": "ReasoningWish|null",
     "safety_identifier": {"type": ["string", "null"], "maxLength": 64},
     "prompt_cache_key": {"type": ["string", "null"], "maxLength": 64},
@@ -263,6 +263,7 @@ _ANSWERS: Mapping[str, Fields] = {
 _UNIONS: Mapping[str, str] = {
     "Item": "Message|FunctionCall|FunctionCallOutput|Reasoning|Compaction",
     "ContentPart": "InputText|InputImage|OutputText|ReasoningText|Refusal",
+    "ContextManagement": "Window|WhenToCompact",
     "InputItem": "InputMessage|InputCall|InputCallOutput|InputReasoning|InputCompaction|ItemReference",
 }
 
@@ -339,6 +340,14 @@ _INPUTS: Mapping[str, Fields] = {
     },
     "Window": {"type": "=deskmate:window", "rounds": {"type": "integer", "minimum": 0, "maximum": 1000}},
     "ReasoningWish": {f"{name}?": {"enum": [*values, None]} for name, values in response_input._REASONING.items()},
+    "WhenToCompact": {
+        "type": "=compaction",
+        "compact_threshold?": {
+            "type": ["integer", "null"],
+            "minimum": response_input.LEAST_THRESHOLD,
+            "maximum": 1 << 40,
+        },
+    },
     "ConversationName": {"id": "string"},
     "CreateConversation": {
         "items?": {

@@ -15,6 +15,7 @@ from gateway.auth.secret import Secrets
 from gateway.body import parse_json
 from gateway.engine import Engine, EngineState, ModelFacts
 from gateway.errors import EngineLost, Refusal
+from gateway.forms import Forms
 from gateway.relay import Dialect, Order, Relay, RelayResponse
 from gateway.relay_body import BYTES_PER_TOKEN, RelayBody, Rewrite
 from gateway.settings import Settings
@@ -34,6 +35,7 @@ class RelayDoor:
     secrets: Secrets
     engine: Engine
     relay: Relay
+    forms: Forms
     settings: Settings
 
     async def principal(self, request: Request) -> Principal:
@@ -52,6 +54,7 @@ class RelayDoor:
 
     async def relayed(self, request: Request, rewrite: Rewrite, dialect: Dialect) -> RelayResponse:
         principal, made = await self.read(request, rewrite)
+        await self.forms.check(made.form, request_id(request), made.schema)
         if not made.max_tokens_given:
             await self._fit(made, request)
         order = Order(

@@ -53,7 +53,8 @@ class CompactDoor:
         if outcome is None:
             return Response(status_code=499)
         if outcome.status in ("failed", "cancelled") or not turn.said.text:
-            raise EngineError(outcome.message or "The model wrote no summary; ask again.", code=outcome.code)
+            message = outcome.message or "The model wrote no summary; ask again."
+            raise turn.refusal or EngineError(message, code=outcome.code)
         content = compaction.encode(compaction.compact(context, turn.said.text))
         sealed = {"type": "compaction", "encrypted_content": seal(self.orders.secrets, principal.user, content)}
         return json_response(_object(turn.id, [*compaction.kept(context), sealed], outcome))

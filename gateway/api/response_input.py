@@ -40,6 +40,13 @@ _INCLUDED = frozenset({
     "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
     "reasoning.encrypted_content",
 })  # fmt: skip
+LEAST_THRESHOLD = 1000  # tokens
+_WINDOW, _COMPACTION = "deskmate:window", "compaction"
+# What may be done to a context: each with its number, from and to where it goes, and whether it may be left out.
+_MANAGED: Mapping[str, tuple[str, int, int, bool]] = {
+    _WINDOW: ("rounds", 0, 1000, False),
+    _COMPACTION: ("compact_threshold", LEAST_THRESHOLD, 1 << 40, True),
+}
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _REASONING: Mapping[str, tuple[str, ...]] = {
     "effort": _EFFORTS,
@@ -99,10 +106,18 @@ class CreateResponse(msgspec.Struct, kw_only=True):
 
     def window_rounds(self) -> int | None:
         """Rounds of `deskmate:window`; None: the whole context."""
-        for entry in self.context_management or ():
-            if entry.get("type") == "deskmate:window":
-                return int(entry["rounds"])
-        return None
+        return self._management(_WINDOW).get("rounds")
+
+    @property
+    def compacts(self) -> bool:
+        """A context that grows too long is to be made short."""
+        return bool(self._management(_COMPACTION))
+
+    def compact_threshold(self) -> int | None:
+        return self._management(_COMPACTION).get("compact_threshold")
+
+    def _management(self, kind: str) -> dict[str, Any]:
+        return next((entry for entry in self.context_management or () if entry.get("type") == kind), {})
 
     @property
     def effort(self) -> str | None:
@@ -147,7 +162,7 @@ def parse_create(body: Mapping[str, Any]) -> CreateResponse:
         raise BadRequest(f"{message}{' at ' + path if path else ''}.", param=path.strip("`$.") or None) from error
     _check_ranges(create)
     _check_combinations(create)
-    _check_window(create)
+    _check_management(create.context_management or ())
     check_metadata(create.metadata)
     create.wishes()
     return create
@@ -194,15 +209,20 @@ def _check_combinations(create: CreateResponse) -> None:
         raise BadRequest("`conversation` needs `store`: a conversation keeps what is said in it.", param="store")
 
 
-def _check_window(create: CreateResponse) -> None:
-    for entry in create.context_management or ():
-        if entry.get("type") != "deskmate:window":
-            raise UnsupportedParameter(
-                f"`context_management` of type `{entry.get('type')}` is not supported yet.", param="context_management"
-            )
-        rounds = entry.get("rounds")
-        if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 <= rounds <= 1000 or len(entry) != 2:
-            raise BadRequest("`deskmate:window` has one field, `rounds`, from 0 to 1000.", param="context_management")
+def _check_management(entries: Sequence[Mapping[str, Any]]) -> None:
+    kinds = [str(entry.get("type")) for entry in entries]
+    for at, entry in enumerate(entries):
+        param = f"context_management[{at}]"
+        if kinds[at] not in _MANAGED:
+            raise UnsupportedParameter(f"`{kinds[at][:40]}` is none of {', '.join(_MANAGED)}.", param=f"{param}.type")
+        if kinds[at] in kinds[:at]:
+            raise BadRequest(f"There are two entries of type `{kinds[at]}`.", param=param)
+        name, least, most, optional = _MANAGED[kinds[at]]
+        _check_fields(entry, {"type", name}, param)
+        if (number := entry.get(name)) is None and optional:
+            continue
+        if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+            raise BadRequest(f"`{name}` is a whole number from {least} to {most}.", param=f"{param}.{name}")
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> None:

@@ -7,18 +7,19 @@ from typing import Any
 
 from gateway import compaction
 from gateway.api.response_image import check_seeing, images_in
-from gateway.api.response_input import CreateResponse, check_model, parse_input, question_of
+from gateway.api.response_input import LEAST_THRESHOLD, CreateResponse, check_model, parse_input, question_of
 from gateway.api.response_output import Echo, StreamRenderer, encode_echo
 from gateway.api.response_tools import check_parser
 from gateway.auth import Principal
 from gateway.auth.seal import NotSealedHere, unseal
 from gateway.auth.secret import Secrets
-from gateway.context import TurnRequest, check_outputs
+from gateway.context import TurnRequest, check_outputs, formed
 from gateway.conversations import Begin, Conversations, Json
 from gateway.conversations.ids import new_id, new_shelf
 from gateway.engine import Defaults, Engine, ModelFacts
-from gateway.errors import BadRequest, NotFound
-from gateway.events import Sampling
+from gateway.errors import BadRequest, NotFound, PromptRefused
+from gateway.events import Form, Sampling
+from gateway.forms import Forms
 from gateway.live import LiveTurn
 from gateway.prompt import title_of
 from gateway.runner import Order
@@ -43,6 +44,7 @@ class Orders:
     store: Conversations
     engine: Engine
     settings: Settings
+    forms: Forms
     holder: str
 
     async def order(
@@ -68,6 +70,8 @@ class Orders:
         if not create.is_stored:
             check_outputs(context, len(context) - len(items))
         turn = self.turn_request(principal, create, context)
+        if turn.form:
+            await self.forms.check(formed(turn.form, model), turn.id, *schema_of(turn.form))
         echo = _echo(create, turn, images_in(items), int(time.time()), model)
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
@@ -89,6 +93,7 @@ class Orders:
             window=create.window(),
             sampling=_sampling(create, self.engine.defaults),
             form=wishes.form,
+            compact_at=_compact_at(create, model),
         )
 
     async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:
@@ -144,9 +149,32 @@ class Orders:
         )
 
 
+def schema_of(form: Form) -> tuple[str, str]:
+    """Where the schema stands that the engine must hold an answer to, and OpenAI's code when it cannot."""
+    if form.format is not None:
+        return "text.format.schema", "invalid_json_schema"
+    return "tools", "invalid_function_parameters"
+
+
+def named(refusal: BadRequest, form: Form) -> BadRequest:
+    """The same with the field that it is about, where the engine knows only that it is a schema."""
+    if not isinstance(refusal, PromptRefused) or not refusal.of_a_schema:
+        return refusal
+    param, code = schema_of(form)
+    return PromptRefused(refusal.message, of_a_schema=True, param=param, code=code)
+
+
 def renderer_of(turn: LiveTurn, echo: Echo) -> StreamRenderer:
     shelf, first = (turn.begun.shelf, turn.begun.first_output) if turn.begun else (new_shelf(), 1)
     return StreamRenderer(turn.id, echo, shelf, first)
+
+
+def _compact_at(create: CreateResponse, model: ModelFacts | None) -> int | None:
+    """Never so late that no answer would have room."""
+    if not create.compacts:
+        return None
+    wanted, latest = create.compact_threshold(), model.context_tokens * 3 // 4 if model else None
+    return min((tokens for tokens in (wanted, latest) if tokens is not None), default=LEAST_THRESHOLD)
 
 
 def _sampling(create: CreateResponse, defaults: Defaults) -> Sampling:

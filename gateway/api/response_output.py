@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
-from gateway.events import Call, Delta, Finished, Progress, Queued, Rest, Thought, TurnEvent, decode_event
+from gateway.events import Call, Compacted, Delta, Finished, Progress, Queued, Rest, Thought, TurnEvent, decode_event
 from gateway.said import answer_item, call_item, thought_item
 from gateway.sse import event
 
@@ -224,6 +224,11 @@ class StreamRenderer:
                     yield self._state("response.in_progress", "in_progress")
             case Progress(state=state, eta_seconds=eta):
                 yield self._event("deskmate:progress", state=state, eta_seconds=eta)
+            case Compacted(item=compacted):
+                yield from self._begin_output()
+                item = render_item(Item(self._next_id("compaction"), compacted))
+                yield self._event("response.output_item.added", output_index=len(self._output), item=item)
+                yield self._done(item)
             case Rest(parts=parts):
                 for part in parts:
                     yield from self.feed(Delta(part)) if isinstance(part, str) else self._call(part)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.response_input import CreateResponse, parse_create, parse_input
-from gateway.api.response_order import Orders, Repeat, renderer_of
+from gateway.api.response_order import Orders, Repeat, named, renderer_of
 from gateway.api.response_output import StreamRenderer, decode_echo, render_item, stored_object
 from gateway.api.shapes import if_match, integer, json_response, page, paging
 from gateway.auth import Principal, Scope
@@ -20,7 +20,7 @@ from gateway.context import build_prompt, check_outputs
 from gateway.conversations import Attached, Conversations, Json, StoredResponse
 from gateway.engine import Engine
 from gateway.errors import BadRequest, Draining, NotFound
-from gateway.events import Finished, TurnEvent
+from gateway.events import Finished, Form, TurnEvent
 from gateway.live import LiveTurn
 from gateway.runner import Runner
 from gateway.sse import DONE, EXTENSION, HEARTBEAT, EventStream, unless_left
@@ -56,14 +56,18 @@ class ResponsesDoor:
             return EventStream(stream(renderer, steps, extended=_reads_more(request)), on_end=turn.stop_if_alone)
         if create.background:
             return json_response(stored_object(await self.store.response(principal.user, turn.id)))
-        return await self._whole(request, renderer, turn)
+        return await self._whole(request, renderer, turn, order.request.form)
 
-    async def _whole(self, request: Request, renderer: StreamRenderer, turn: LiveTurn) -> Response:
-        """A response that is not streamed: the caller waits for its end; when they leave, the turn ends."""
+    async def _whole(self, request: Request, renderer: StreamRenderer, turn: LiveTurn, form: Form) -> Response:
+        """A response that is not streamed: the caller waits for its end; when they leave, the turn ends.
+
+        Raises BadRequest where it was the request that the engine could not take."""
         try:
             outcome = await unless_left(request.receive, _last(renderer, self.runner.show(turn)))
         finally:
             turn.stop_if_alone()
+        if isinstance(turn.refusal, BadRequest):
+            raise named(turn.refusal, form)
         return json_response(renderer.result(outcome)) if outcome else Response(status_code=499)
 
     async def _attach(

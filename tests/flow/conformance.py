@@ -90,7 +90,7 @@ NEVER_SENT: Mapping[str, str] = {
     "ReasoningSummary": "thoughts are given as they are, not summarised",
     "Refusal": "a refusal is said as text",
     "Annotation": "nothing is cited",
-    "Compacting": "no compaction while an answer is written",
+    "Compacting": "no input item asks for a compaction",
     "ResponseErrorEvent": "a bare `error`: over HTTP it is `response.failed`, over WebSocket it has `error`",
 }
 
@@ -254,7 +254,7 @@ async def _responses(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorke
     await _stream(figure, http, {"input": "hello"})
     worker.script(answer="{}", thoughts=None)
     await _stream(figure, http, {"input": "hello", "text": {"format": form}})
-    worker.script(answer=None, fail="400", times=1)
+    worker.script(answer=None, fail="garbage", times=1)
     await _stream(figure, http, {"input": "hello"})
 
 

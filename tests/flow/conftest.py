@@ -36,7 +36,7 @@ def shared_gateway(one_redis: RedisServer, shared_worker: FakeWorker) -> Iterato
 def scripted(shared_worker: FakeWorker) -> FakeWorker:
     """The shared worker with an empty script and memory."""
     shared_worker.script(pace_ms=0, prefill_ms=0, loading=False, fail=None, times=None, answer=None, tools=None)
-    shared_worker.script(thoughts=None, split_bytes=0, batch=1)
+    shared_worker.script(thoughts=None, split_bytes=0, batch=1, refuses=None, checks=True)
     shared_worker.engine.records.clear()
     return shared_worker
 

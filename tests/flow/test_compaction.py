@@ -142,9 +142,9 @@ async def test_what_cannot_be_made_short_is_refused_by_name(ready, person, scrip
 
 async def test_an_engine_that_fails_is_said_so_and_one_that_is_lost_is_waited_for(client, scripted):
     scripted.script(fail="400", times=1)
-    with pytest.raises(openai.InternalServerError) as failed:
+    with pytest.raises(openai.BadRequestError) as failed:
         await client.responses.compact(model="fake", input="One")
-    assert failed.value.status_code == 502
+    assert failed.value.code == "invalid_prompt"
     scripted.script(answer="A summary in a few words.", fail="close_after:3", times=1)
     compacted = await client.responses.compact(model="fake", input="One")
     await client.responses.create(input=back(compacted), store=False)

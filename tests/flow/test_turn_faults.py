@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.compaction import REQUEST
 from tests.fake_worker import FakeWorker, tokenize
 from tests.gateway_process import GatewayProcess
 from tests.servers import RedisServer
@@ -101,6 +102,31 @@ async def test_a_call_that_was_being_written_when_its_gateway_was_killed_is_writ
         assert (call.name, call.status, call.arguments) == ("f", "completed", '{"a":"' + "x" * 200 + '"}')
         asked = worker.generations[-1].body
         assert asked["kv_transfer_params"] and asked["tool_choice"] == "required"
+
+
+@pytest.mark.parametrize(("killed_in", "summaries"), [("summary", 2), ("answer", 1)])
+async def test_a_context_that_was_made_short_when_its_gateway_was_killed_is_seen_made_short_once(
+    gateway, worker, killed_in, summaries
+):
+    short: Any = {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}
+    worker.script(answer=" word" * 60, pace_ms=10)
+    async with await gateway.client("ada") as client:
+        await gateway.until_ready()
+        long_ago: Any = [{"role": "user", "content": " long" * 1200}, {"role": "assistant", "content": "Ago."}]
+        conversation = await client.conversations.create(items=long_ago)
+        begun = await client.responses.create(input="x", background=True, conversation=conversation.id, **short)
+        asked = 1 + (killed_in == "answer")
+        await worker.until(lambda w: len(w.generations) == asked and w.generations[-1].tokens_sent > 10)
+        before = [event async for event in seen(client, begun.id, until=4)]
+        gateway.stop(signal.SIGKILL)
+        gateway.start()
+        after = [event async for event in seen(client, begun.id, starting_after=before[-1].sequence_number)]
+        numbers = [event.sequence_number for event in [*before, *after]]
+        assert numbers == list(range(len(numbers))) and words([*before, *after]) == " word" * 60
+        added = [event.item.type for event in [*before, *after] if event.type == "response.output_item.added"]
+        assert added == [item.type for item in after[-1].response.output] == ["compaction", "message"]
+        read = [record.body["messages"][-1]["content"] for record in worker.generations if "messages" in record.body]
+        assert read.count(REQUEST) == summaries
 
 
 async def test_an_answer_survives_the_death_of_redis(gateway, worker, mortal_redis_server):

@@ -459,7 +459,7 @@ async def test_an_answer_that_is_not_stored_writes_nothing_into_redis_or_its_fil
         ({"input": "x", "background": True, "store": False}, "invalid_value", "background"),
         ({"input": "x", "conversation": "c", "previous_response_id": "r"}, "invalid_value", "previous_response_id"),
         ({"input": "x", "metadata": {"k" * 65: "v"}}, "invalid_value", None),
-        ({"input": "x", "context_management": [{"type": "compaction"}]}, "unsupported_parameter", None),
+        ({"input": "x", "context_management": [{"type": "prune"}]}, "unsupported_parameter", None),
     ],
 )
 async def test_what_is_not_understood_or_not_there_yet_is_refused_by_name(ready, person, body, code, param):

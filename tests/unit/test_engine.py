@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.engine import ChatChunk, Defaults, Engine, EngineState, reason_of
-from gateway.errors import EngineError, EngineLost, Refusal
+from gateway.engine import ChatChunk, Defaults, Engine, EngineState
+from gateway.errors import EngineError, EngineLost, PromptRefused, Refusal
+from gateway.refused import reason_of
 from gateway.settings import Settings
 from tests.fake_worker import SPECIAL, FakeWorker, answer, chat_ids, default_plan
 
@@ -111,7 +112,7 @@ async def test_leaving_a_stream_aborts_it_in_the_worker(worker):
         ("close_after:3", EngineLost, "in the middle"),
         ("close_after:0", EngineLost, "in the middle"),
         ("500", EngineLost, "cannot take the request"),
-        ("400", EngineError, r"\(400\): the script says so"),
+        ("400", PromptRefused, "refused the request: the script says so"),
         ("garbage", EngineError, "no answer"),
     ],
 )
@@ -365,4 +366,4 @@ async def test_without_a_worker_nothing_is_ready():
 @pytest.mark.parametrize("leak", ["object at 0x7f3a2b1c", "in /usr/lib/python3/x.py line 3", "Traceback (most recent"])
 def test_a_reason_that_leaks_the_workers_insides_is_no_reason(leak):
     told = reason_of(b'{"error":{"message":"bad %b","param":"stop"}}' % leak.encode())
-    assert (told.message, told.param) == ("", "stop")
+    assert (told.shown, told.param) == ("", "stop")

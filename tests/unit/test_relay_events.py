@@ -6,8 +6,9 @@ import pytest
 
 from gateway.admission import Ticket
 from gateway.auth.principal import Principal, Role
-from gateway.errors import BadRequest, ContextLengthExceeded, EngineError, EngineLost
-from gateway.relay import CHAT, COMPLETION, MESSAGES, Order, Served, _Events, refused
+from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, PromptRefused
+from gateway.refused import refused
+from gateway.relay import CHAT, COMPLETION, MESSAGES, Order, Served, _Events
 
 ADA = Principal("u", "ada", Role.MEMBER, frozenset())
 OPENING = b'data: {"id":"1","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -79,12 +80,16 @@ def test_an_error_of_the_engine_is_cut_off():
 @pytest.mark.parametrize(
     ("status", "body", "kind"),
     [
-        (400, b'{"error":{"message":"max_tokens must be positive","param":"body.max_tokens","code":400}}', BadRequest),
+        (
+            400,
+            b'{"error":{"message":"max_tokens must be positive","param":"body.max_tokens","code":400}}',
+            PromptRefused,
+        ),
         (400, b'{"error":{"message":"This model\'s maximum context length is 9"}}', ContextLengthExceeded),
-        (422, b"not json", BadRequest),
+        (422, b"not json", PromptRefused),
         (404, b'{"type":"error","error":{"type":"NotFoundError","message":"gone"}}', EngineError),
-        (500, b"", EngineLost),
-        (503, b"<html>", EngineLost),
+        (500, b"", EngineAway),
+        (503, b"<html>", EngineAway),
     ],
 )
 def test_the_engines_refusals_become_ours(status, body, kind):

@@ -73,6 +73,7 @@ items = messages | calls | outputs | references
 @example({"stop": [""]})
 @example({"conversation": {}})
 @example({"context_management": [{"type": "deskmate:window", "rounds": True}]})
+@example({"context_management": [{"type": []}]})
 def test_any_body_is_understood_or_a_bad_request(body):
     try:
         parse_json(json.dumps(body).encode())  # what reaches us has passed this
@@ -81,6 +82,7 @@ def test_any_body_is_understood_or_a_bad_request(body):
         json.dumps(refused.body())
         return
     create.window_rounds()
+    create.compact_threshold()
     msgspec.json.encode(create.wishes().form)
     msgspec.json.encode(create.sampling_extra())
     assert create.conversation_id is None or isinstance(create.conversation_id, str)

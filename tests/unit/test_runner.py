@@ -295,6 +295,7 @@ class World:
             self.observer,
             holder="gw_1",
             salt_of=lambda person: "salt",
+            seal=lambda person, content: f"sealed for {person}",
         )
 
     def narrow(self) -> None:
