@@ -131,11 +131,25 @@ class ChatDelta(msgspec.Struct, frozen=True):
     reasoning: str | None = None
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    token: str = ""
+    logprob: float = -9999.0
+
+
+class TokenLogprob(TopLogprob, frozen=True):
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True):
+    content: tuple[TokenLogprob, ...] | None = None  # one of each token id of the event
+
+
 class ChatChoice(msgspec.Struct, frozen=True):
     delta: ChatDelta = ChatDelta()
     finish_reason: str | None = None
     token_ids: tuple[int, ...] | None = None
     text: str | None = None  # on /v1/completions, instead of the delta
+    logprobs: ChoiceLogprobs | None = None  # of a chat; its bytes are those of its text
 
 
 class ChatChunk(msgspec.Struct, frozen=True):

@@ -74,9 +74,18 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     prompt_token_ids: tuple[int, ...] = ()
 
 
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """How likely a token was, and the likeliest in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True, tag="d"):
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] | None = None  # of these tokens, where they were asked for
 
 
 class Thought(msgspec.Struct, frozen=True, array_like=True, tag="t"):
@@ -104,6 +113,7 @@ class Rest(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     parts: tuple[str | Call, ...]
     tokens: int  # that were not told before
     cut: bool = False  # by the limit of tokens
+    logprobs: tuple[tuple[Logprob, ...], ...] = ()  # of each text among the parts, where they were asked for
 
 
 class Timing(msgspec.Struct, frozen=True, array_like=True):

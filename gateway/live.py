@@ -116,9 +116,16 @@ def _joined(events: Sequence[TurnEvent]) -> list[TurnEvent]:
     for event in events:
         last = joined[-1] if joined else None
         if isinstance(event, Delta) and isinstance(last, Delta):
-            joined[-1] = Delta(last.text + event.text, last.token_ids + event.token_ids)
+            joined[-1] = _join(last, event)
         elif isinstance(event, Thought) and isinstance(last, Thought):
             joined[-1] = Thought(last.text + event.text, last.token_ids + event.token_ids)
         else:
             joined.append(event)
     return joined
+
+
+def _join(one: Delta, next: Delta) -> Delta:
+    logprobs = one.logprobs
+    if next.logprobs is not None:
+        logprobs = (one.logprobs or ()) + next.logprobs
+    return Delta(one.text + next.text, one.token_ids + next.token_ids, logprobs)

@@ -1,11 +1,13 @@
 """What exists of an answer: a fold over its events, and the items it is stored as. Knows neither engine nor storage."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import Call, Compacted, Delta, Rest, Started, Thought, TurnEvent
+import msgspec
+
+from gateway.events import Call, Compacted, Delta, Logprob, Rest, Started, Thought, TurnEvent
 
 _MARK = re.compile(r"\s*(?:<[^<>]{1,40}>)?\n*")  # what a model writes before and after its thoughts
 
@@ -19,6 +21,7 @@ class Said:
     token_ids: list[int] = field(default_factory=list)  # end where `text` ends, never inside a character
     thoughts: list[str] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)  # of the text, where they were asked for
     rest: Rest | None = None  # the end of the answer: the engine has nothing more to say
     tokens: int = 0
     thought_tokens: int = 0  # of these: the first ones
@@ -36,6 +39,8 @@ class Said:
             self.pieces.append(event.text)
             self.token_ids += event.token_ids
             self.tokens += len(event.token_ids) or 1
+            if event.logprobs is not None:
+                self.logprobs += event.logprobs
         elif isinstance(event, Thought):
             self.thoughts.append(event.text)
             self.token_ids += event.token_ids
@@ -86,19 +91,20 @@ class Said:
     def output(self, complete: bool) -> list[dict[str, Any]]:
         """The items of the answer as they are stored; the last message of one that broke off is incomplete."""
         items: list[dict[str, Any]] = [self.compacted.item] if self.compacted else []
-        text = self.text
+        text, logprobs = self.text, list(self.logprobs)
         if self.thoughts:
             items.append(thought_item(self.thought, complete=bool(complete or text or (self.rest and self.rest.parts))))
-        for part in self.rest.parts if self.rest else ():
+        for part, likely in parts_of(self.rest):
             if isinstance(part, str):
                 text += part
+                logprobs += likely
                 continue
             if text:
-                items.append(answer_item(text, complete=True))
+                items.append(answer_item(text, True, logprobs))
             items.append(call_item(part))
-            text = ""
+            text, logprobs = "", []
         if text or (complete and not items):
-            items.append(answer_item(text, complete))
+            items.append(answer_item(text, complete, logprobs))
         return items
 
 
@@ -123,11 +129,20 @@ def call_item(call: Call) -> dict[str, Any]:
     }
 
 
-def answer_item(text: str, complete: bool) -> dict[str, Any]:
-    """The answer as it is stored: compact, in the Responses API's shape but for the text as a plain string."""
-    return {
+def answer_item(text: str, complete: bool, logprobs: Sequence[Logprob] = ()) -> dict[str, Any]:
+    """The answer as it is stored: compact, in the Responses API's shape but for the text as a plain string, and log
+    probabilities beside it as plain arrays."""
+    item = {
         "type": "message",
         "role": "assistant",
         "status": "completed" if complete else "incomplete",
         "content": text,
     }
+    return {**item, "logprobs": msgspec.to_builtins(logprobs)} if logprobs else item
+
+
+def parts_of(rest: Rest | None) -> Iterator[tuple[str | Call, tuple[Logprob, ...]]]:
+    """The end of an answer, each text with its log probabilities."""
+    likely = iter(rest.logprobs if rest else ())
+    for part in rest.parts if rest else ():
+        yield part, next(likely, ()) if isinstance(part, str) else ()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.calls import Kept
-from gateway.engine import ChatChoice, ChatChunk, Usage
+from gateway.engine import ChatChoice, ChatChunk, TokenLogprob, Usage
 from gateway.errors import EngineError
-from gateway.events import Delta, Finished, Form, Rest, Started, Thought, Timing, TurnEvent
+from gateway.events import Delta, Finished, Form, Logprob, Rest, Started, Thought, Timing, TurnEvent
 from gateway.said import Said
 
 
@@ -30,6 +30,7 @@ class Speech:
     finish_reason: str | None = None
     usage: Usage | None = None
     held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
+    logprobs: list[Logprob] = field(default_factory=list)  # where asked for: of tokens whose text is not told yet
     kept: Kept = field(default_factory=Kept)  # what is not shown before the answer is whole
     seen_thought: str = ""  # the end of the thoughts that were seen, where it is written again
     seen: str = ""  # what was seen already of an answer that is written again, as far as it has not come yet
@@ -37,6 +38,7 @@ class Speech:
     def begin(self) -> None:
         """A new try: ids whose text never came belong to nothing."""
         self.held.clear()
+        self.logprobs.clear()
         self.kept.clear()
         self.tokens, self.said.unseen = self.tokens + self.said.unseen, 0
         self.seen, self.seen_thought = "", ""
@@ -59,6 +61,7 @@ class Speech:
         events: list[TurnEvent] = []
         text = ""
         ids: list[int] = []
+        likely: list[Logprob] = []
         thought, thought_ids = "", list[int]()
         for chunk in chunks:
             if chunk.prompt_token_ids is not None and not self.said.prompt_token_ids:
@@ -68,12 +71,17 @@ class Speech:
             for choice in chunk.choices:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self.held.extend(choice.token_ids or ())
+                if choice.logprobs is not None:
+                    self.logprobs += map(_logprob, choice.logprobs.content or ())
                 content = choice.delta.content or choice.text
                 if choice.delta.reasoning and not text and self._thinks:
                     thought += self._think(choice.delta.reasoning, begun=bool(thought))
                     if thought and not content:  # else nobody knows which of its tokens are the thought's
                         thought_ids += self.held
                         self.held.clear()
+                        self.logprobs.clear()
+                if self.logprobs and not (content or text) and (thought or self.said.thoughts) and self._thinks:
+                    self.logprobs.clear()  # of the mark behind the thoughts
                 if content and not text and (thought or self.said.thoughts) and self._at_its_beginning:
                     content = content.lstrip("\n")
                 if content and self.seen:
@@ -84,12 +92,15 @@ class Speech:
                     text += content
                     ids += self.held
                     self.held.clear()
+                    if self.logprobs:
+                        likely += self.logprobs
+                        self.logprobs.clear()
         if thought:
             self._note(len(thought_ids))
             events.append(Thought(thought, tuple(thought_ids)))
         if text:
             self._note(len(ids) or 1)
-            events.append(Delta(text, tuple(ids)))
+            events.append(Delta(text, tuple(ids), tuple(likely) or None))
         if self.form is not None:
             self.said.unseen = len(self.held)
         return events
@@ -115,13 +126,13 @@ class Speech:
         calls = choice.delta.tool_calls or ()
         if calls or self.kept.calls or (form.format is not None and form.at_once):
             self._note(0)
-            self.kept.say(content)
-            self.kept.call(calls)
+            self.kept.say(content, len(self.logprobs))
+            self.kept.call(calls, len(self.logprobs))
             return ""
         content = self.kept.text + content
         self.kept.clear()
         if not begun and not content.strip():
-            self.kept.say(content)
+            self.kept.say(content, len(self.logprobs))
             return ""
         return content
 
@@ -132,6 +143,7 @@ class Speech:
         if content[:known] != seen[:known]:
             message = "The engine was lost in the middle of the answer, and writes another one now; ask again."
             raise EngineError(message, code="engine_lost")
+        self.logprobs.clear()
         if self.form is not None and self.form.format is not None:
             self.held.clear()
         return content[known:], seen[known:]
@@ -142,7 +154,7 @@ class Speech:
             return None
         tokens, self.said.unseen = max(1, len(self.held)), 0
         self._note(tokens)
-        return self.kept.rest(self.form, tokens, self.finish_reason == "length")
+        return self.kept.rest(self.form, tokens, self.finish_reason == "length", self.logprobs)
 
     def _note(self, tokens: int) -> None:
         self.last = time.monotonic()
@@ -174,3 +186,7 @@ class Speech:
             prefill=round(first - self.seated, 4),
             decode=round(max(0.0, self.last - first), 4),
         )
+
+
+def _logprob(token: TokenLogprob) -> Logprob:
+    return Logprob(token.token, token.logprob, tuple((top.token, top.logprob) for top in token.top_logprobs))

@@ -197,9 +197,11 @@ def _is_parsed(request: TurnRequest, said: Said, model: ModelFacts | None) -> bo
 def _go_on(
     request: TurnRequest, said: Said, left: int, engine: Engine, *, parsed: bool
 ) -> AsyncGenerator[list[ChatChunk], None]:
-    """What follows exactly these tokens. Its parsers read in them whether the model was thinking still."""
+    """What follows exactly these tokens. Its parsers read in them whether the model was thinking still.
+
+    Log probabilities are asked of a chat, too: only there tokens that are written alike are told apart."""
     ids = [*said.prompt_token_ids, *said.token_ids]
-    if not parsed:
+    if not parsed and "logprobs" not in request.sampling.extra:
         return engine.complete(_continuation(request, ids, left), request.id)
     return _from_there(engine.chat(_chat_continuation(request, ids, left, engine.model), request.id), len(ids))
 
@@ -214,7 +216,7 @@ async def _from_there(
             if not begun:
                 begun = True
                 if len(chunks[0].prompt_token_ids or ()) != tokens:
-                    raise EngineError("This engine cannot go on with an answer that has calls or thoughts; ask again.")
+                    raise EngineError("This engine cannot go on with an answer that it has begun; ask again.")
             yield chunks
 
 

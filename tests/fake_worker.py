@@ -375,6 +375,19 @@ def _data(value: Any) -> bytes:
     return b"data: " + json_bytes(value) + b"\n\n"
 
 
+def likely(number: int, most: int) -> list[tuple[str, float]]:
+    """How likely a token was, then the `most` likeliest in its place with itself as the first; made up of their ids."""
+    others = VOCABULARY[number % len(VOCABULARY) :] + VOCABULARY
+    return [
+        (token_text(one), -(one % 97) / 100 - max(0, at - 1))
+        for at, one in enumerate([number, number, *others][: most + 1])
+    ]
+
+
+def token_text(number: int) -> str:
+    return token_bytes(number).decode("utf-8", "replace")
+
+
 class ChatDialect:
     """/v1/chat/completions."""
 
@@ -405,6 +418,19 @@ class ChatDialect:
         before = json_bytes(self.head)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
         return b"data: " + before, b'},"logprobs":null,"finish_reason":null,"token_ids":'
 
+    def logprobs(self, answered: list[Piece]) -> Any:
+        """Of each token, as vLLM tells them; its bytes are those of its text, also where that is half a character."""
+        if not self.body.get("logprobs"):
+            return None
+        content = []
+        for piece in answered:
+            one, *top = (
+                {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+                for text, logprob in likely(piece.number, self.body.get("top_logprobs") or 0)
+            )
+            content.append({**one, "top_logprobs": top})
+        return {"content": content}
+
     def opening(self) -> bytes:
         delta = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         ids = self.prompt_ids if self.with_ids else None
@@ -421,7 +447,11 @@ class ChatDialect:
             delta, ids_too = self.parsed(piece), {"token_ids": [piece.number] if self.with_ids else None}
             if not delta and not self.with_ids:
                 return b""  # nothing to say of this token
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+            choice = {"index": 0, "delta": delta, "logprobs": self.logprobs([piece]), "finish_reason": None}
+            return _data(self.head | {"choices": [choice | ids_too]})
+        if self.body.get("logprobs"):
+            choice = {"index": 0, "delta": {"content": piece.text}, "logprobs": self.logprobs([piece])}
+            ids_too = {"finish_reason": None, "token_ids": [piece.number] if self.with_ids else None}
             return _data(self.head | {"choices": [choice | ids_too]})
         ids = b"[%d]}]}\n\n" % piece.number if self.with_ids else b"null}]}\n\n"
         return self._before + json_bytes(piece.text) + self._after + ids
@@ -434,12 +464,12 @@ class ChatDialect:
             delta = delta if self.thinker else self.parsed(piece)
             named = isinstance(self.body.get("tool_choice"), dict)
             reason = "tool_calls" if self.parser.sent and reason == "stop" and not named else reason
-        return self._final(delta, reason, piece.stop_reason, [piece.number])
+        return self._final(delta, reason, piece)
 
-    def _final(self, delta: dict[str, Any], finish: str | None, stop: str | None, ids: list[int]) -> bytes:
+    def _final(self, delta: dict[str, Any], finish: str | None, piece: Piece) -> bytes:
         choice = {
-            "index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, "stop_reason": stop,
-            "token_ids": ids if self.with_ids else None,
+            "index": 0, "delta": delta, "logprobs": self.logprobs([piece]), "finish_reason": finish,
+            "stop_reason": piece.stop_reason, "token_ids": [piece.number] if self.with_ids else None,
         }  # fmt: skip
         fingerprint = {} if self.with_usage else {"system_fingerprint": FINGERPRINT}
         return _data(self.head | {"choices": [choice]} | fingerprint)
@@ -480,7 +510,7 @@ class ChatDialect:
             "function_call": None, **({"tool_calls": calls} if calls else {}), "reasoning": thought or None,
         }  # fmt: skip
         choice = {
-            "index": 0, "message": message, "logprobs": None,
+            "index": 0, "message": message, "logprobs": self.logprobs(answered),
             "finish_reason": "tool_calls" if calls else answered[-1].finish_reason,
             "stop_reason": answered[-1].stop_reason,
             "token_ids": [piece.number for piece in answered] if self.with_ids else None, "routed_experts": None,
@@ -503,6 +533,18 @@ class CompletionDialect(ChatDialect):
         self.thinker = None  # only chats are read by parsers
         self.head = self.head | {"object": "text_completion"}
         self._first = True
+        self._offset = 0
+
+    def logprobs(self, answered: list[Piece]) -> Any:
+        if (most := self.body.get("logprobs")) is None:
+            return None
+        told = [likely(piece.number, most) for piece in answered]
+        ends = list(itertools.accumulate(len(one[0][0]) for one in told))
+        self._offset, offsets = self._offset + ends[-1], [self._offset + end for end in (0, *ends[:-1])]
+        return {
+            "text_offset": offsets, "token_logprobs": [one[0][1] for one in told],
+            "tokens": [one[0][0] for one in told], "top_logprobs": [dict(one) for one in told],
+        }  # fmt: skip
 
     def opening(self) -> bytes:
         return b""
@@ -511,7 +553,7 @@ class CompletionDialect(ChatDialect):
         prompt_ids = self.prompt_ids if self.with_ids and self._first else None
         self._first = False
         choice = {
-            "index": 0, "text": piece.text, "logprobs": None, "finish_reason": piece.finish_reason,
+            "index": 0, "text": piece.text, "logprobs": self.logprobs([piece]), "finish_reason": piece.finish_reason,
             "stop_reason": piece.stop_reason, "prompt_token_ids": prompt_ids,
             "token_ids": [piece.number] if self.with_ids else None,
         }  # fmt: skip
@@ -521,7 +563,7 @@ class CompletionDialect(ChatDialect):
 
     def whole(self, answered: list[Piece]) -> dict[str, Any]:
         choice = {
-            "index": 0, "text": "".join(piece.text for piece in answered), "logprobs": None,
+            "index": 0, "text": "".join(piece.text for piece in answered), "logprobs": self.logprobs(answered),
             "finish_reason": answered[-1].finish_reason, "stop_reason": answered[-1].stop_reason,
             "token_ids": [piece.number for piece in answered] if self.with_ids else None, "prompt_logprobs": None,
             "prompt_token_ids": self.prompt_ids if self.with_ids else None, "routed_experts": None,

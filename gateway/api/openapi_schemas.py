@@ -26,6 +26,7 @@ _METADATA: Schema = {
 _TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _STATUS: Schema = {"enum": ["in_progress", "completed", "incomplete"]}
 _NUMBERED: Fields = {"sequence_number": "integer"}
+_LIKELY: Fields = {"token": "string", "bytes": "integer[]", "logprob": "number"}
 _PART: Fields = {"item_id": "string", "output_index": "integer", "content_index": "integer"}
 
 # Requests of the turns: what is checked beyond the types that the struct declares.
@@ -206,7 +207,9 @@ _ANSWERS: Mapping[str, Fields] = {
         "image_url": "string|null",
         "file_id": "string|null",
     },
-    "OutputText": {"type": "=output_text", "text": "string", "annotations": "object[]", "logprobs": "object[]"},
+    "OutputText": {"type": "=output_text", "text": "string", "annotations": "object[]", "logprobs": "Logprob[]"},
+    "Logprob": {**_LIKELY, "top_logprobs": "TopLogprob[]"},
+    "TopLogprob": _LIKELY,
     "Refusal": {"type": "=refusal", "refusal": "string"},
     "ItemList": {**_LIST, "data": "Item[]"},
     # conversations
@@ -278,8 +281,8 @@ _EVENTS: Mapping[str, Fields] = {
     "response.output_item.done": {"output_index": "integer", "item": "Item"},
     "response.content_part.added": {**_PART, "part": "ContentPart"},
     "response.content_part.done": {**_PART, "part": "ContentPart"},
-    "response.output_text.delta": {**_PART, "delta": "string", "logprobs": "object[]"},
-    "response.output_text.done": {**_PART, "text": "string", "logprobs": "object[]"},
+    "response.output_text.delta": {**_PART, "delta": "string", "logprobs": "Logprob[]"},
+    "response.output_text.done": {**_PART, "text": "string", "logprobs": "Logprob[]"},
     "response.reasoning_text.delta": {**_PART, "delta": "string"},
     "response.reasoning_text.done": {**_PART, "text": "string"},
     "response.function_call_arguments.delta": {"item_id": "string", "output_index": "integer", "delta": "string"},

@@ -24,6 +24,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "frequency_penalty": (-2, 2),
     "max_output_tokens": (16, 1 << 20),
     "max_tool_calls": (1, 1 << 20),
+    "top_logprobs": (0, 20),
     "top_k": (-1, 1 << 20),
     "seed": (-(1 << 63), (1 << 63) - 1),
 }
@@ -31,14 +32,14 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 _NOT_YET: Mapping[str, tuple[Any, ...]] = {
     "prompt": (None,),
     "moderation": (None,),
-    "top_logprobs": (None, 0),
     "prompt_cache_options": (None,),
 }
-# What could be included, but for the one thing that there is not: logprobs. Tools of others have no calls here.
+LOGPROBS = "message.output_text.logprobs"
+# What may be included. Only log probabilities are there ever: tools of others have no calls here.
 _INCLUDED = frozenset({
     "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
     "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
-    "reasoning.encrypted_content",
+    "reasoning.encrypted_content", LOGPROBS,
 })  # fmt: skip
 LEAST_THRESHOLD = 1000  # tokens
 _WINDOW, _COMPACTION = "deskmate:window", "compaction"
@@ -88,6 +89,7 @@ class CreateResponse(msgspec.Struct, kw_only=True):
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None  # without effect on a model that does not reason
     include: list[str] | None = None
+    top_logprobs: int | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None  # all are served alike
     user: str | None = None
     safety_identifier: str | None = None
@@ -140,7 +142,10 @@ class CreateResponse(msgspec.Struct, kw_only=True):
         )
 
     def sampling_extra(self) -> dict[str, Any]:
-        return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        extra = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        if self.top_logprobs or LOGPROBS in (self.include or ()):
+            extra |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
+        return extra
 
 
 _FIELDS = frozenset(CreateResponse.__struct_fields__)

@@ -208,6 +208,7 @@ def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: in
         format=wishes.format,
         presence_penalty=create.presence_penalty or 0.0,
         frequency_penalty=create.frequency_penalty or 0.0,
+        top_logprobs=create.top_logprobs or 0,
         metadata=create.metadata or {},
         safety_identifier=create.safety_identifier,
         prompt_cache_key=create.prompt_cache_key,

@@ -11,8 +11,20 @@ from typing import Any
 import msgspec
 
 from gateway.conversations import Item, StoredResponse, item_id
-from gateway.events import Call, Compacted, Delta, Finished, Progress, Queued, Rest, Thought, TurnEvent, decode_event
-from gateway.said import answer_item, call_item, thought_item
+from gateway.events import (
+    Call,
+    Compacted,
+    Delta,
+    Finished,
+    Logprob,
+    Progress,
+    Queued,
+    Rest,
+    Thought,
+    TurnEvent,
+    decode_event,
+)
+from gateway.said import answer_item, call_item, parts_of, thought_item
 from gateway.sse import event
 
 _encode_json = msgspec.json.Encoder().encode
@@ -36,6 +48,7 @@ class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
     format: dict[str, Any] | None = None  # None: text
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    top_logprobs: int = 0
     metadata: dict[str, str] = {}
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -68,6 +81,8 @@ def render_item(item: Item) -> dict[str, Any]:
         rendered["phase"] = body["phase"]
     content = body["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if logprobs := body.get("logprobs"):
+        return {**rendered, "content": [output_text(content, logprobs)]}
     return {**rendered, "content": [_render_part(part, body["role"]) for part in parts]}
 
 
@@ -85,8 +100,20 @@ def _render_part(part: Mapping[str, Any], role: str) -> dict[str, Any]:
     return {"type": "input_text", "text": part["text"]}
 
 
-def output_text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def output_text(text: str, logprobs: Sequence[Sequence[Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": render_logprobs(logprobs)}
+
+
+def render_logprobs(logprobs: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """As they are stored: `[token, logprob, [[token, logprob], …]]`."""
+    return [
+        {**_likely(token, logprob), "top_logprobs": [_likely(*other) for other in top]}
+        for token, logprob, top in logprobs
+    ]
+
+
+def _likely(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "bytes": list(token.encode("utf-8", "replace")), "logprob": logprob}
 
 
 def reasoning_text(text: str) -> dict[str, Any]:
@@ -117,7 +144,7 @@ def response_object(
         "top_p": echo.top_p,
         "presence_penalty": echo.presence_penalty,
         "frequency_penalty": echo.frequency_penalty,
-        "top_logprobs": 0,
+        "top_logprobs": echo.top_logprobs,
         "temperature": echo.temperature,
         "reasoning": {"effort": echo.effort, "summary": None},
         "usage": usage_of(outcome) if outcome else None,
@@ -173,15 +200,12 @@ class _Part:
     name: str
     render: Callable[[str], dict[str, Any]]
     begun: Mapping[str, Any]
-    more: Mapping[str, Any]  # in its last event
     tail: bytes  # the same in each delta
 
 
 _PARTS: Mapping[str, _Part] = {
-    "message": _Part(
-        "output_text", output_text, {"role": "assistant", "content": []}, {"logprobs": []}, b'"logprobs":[],'
-    ),
-    "reasoning": _Part("reasoning_text", reasoning_text, {"summary": [], "content": []}, {}, b""),
+    "message": _Part("output_text", output_text, {"role": "assistant", "content": []}, b'"logprobs":[],'),
+    "reasoning": _Part("reasoning_text", reasoning_text, {"summary": [], "content": []}, b""),
 }
 
 
@@ -200,6 +224,7 @@ class StreamRenderer:
         self._output: list[dict[str, Any]] = []  # the items that are done
         self._item = ""  # the message, or the thought, that is being written
         self._text: list[str] = []
+        self._logprobs: list[Logprob] = []
         self._queued = False
         self._seated = False
         self._open = ""  # its type; empty: none is
@@ -210,8 +235,8 @@ class StreamRenderer:
 
     def feed(self, happened: TurnEvent) -> Iterator[bytes]:
         match happened:
-            case Delta(text=text):
-                yield from self._say("message", text)
+            case Delta(text=text, logprobs=logprobs):
+                yield from self._say("message", text, logprobs)
             case Thought(text=text):
                 yield from self._say("reasoning", text)
             case Queued(position=position, eta_seconds=eta):
@@ -229,9 +254,11 @@ class StreamRenderer:
                 item = render_item(Item(self._next_id("compaction"), compacted))
                 yield self._event("response.output_item.added", output_index=len(self._output), item=item)
                 yield self._done(item)
-            case Rest(parts=parts):
-                for part in parts:
-                    yield from self.feed(Delta(part)) if isinstance(part, str) else self._call(part)
+            case Rest():
+                for part, likely in parts_of(happened):
+                    yield from (
+                        self._call(part) if isinstance(part, Call) else self.feed(Delta(part, (), likely or None))
+                    )
             case Finished():
                 yield from self._finish(happened)
 
@@ -251,13 +278,13 @@ class StreamRenderer:
     def _state(self, kind: str, status: str) -> bytes:
         return self._event(kind, response=response_object(self._id, self._echo, status, [], None))
 
-    def _say(self, kind: str, text: str) -> Iterator[bytes]:
+    def _say(self, kind: str, text: str, logprobs: tuple[Logprob, ...] | None = None) -> Iterator[bytes]:
         if self._open != kind:
             if self._open:
                 yield from self._close_item(True)
             yield from self._open_item(kind)
         self._text.append(text)
-        yield self._delta(text)
+        yield self._delta(text) if logprobs is None else self._likely_delta(text, logprobs)
 
     def _delta(self, text: str) -> bytes:
         """The hot path: everything but the text and the number is rendered once."""
@@ -269,9 +296,16 @@ class StreamRenderer:
             number,
         )
 
+    def _likely_delta(self, text: str, logprobs: tuple[Logprob, ...]) -> bytes:
+        self._logprobs += logprobs
+        shown = render_logprobs(msgspec.to_builtins(logprobs))
+        return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=shown)
+
     def _written(self, complete: bool) -> dict[str, Any]:
-        item = thought_item if self._open == "reasoning" else answer_item
-        return render_item(Item(self._item, item("".join(self._text), complete)))
+        text = "".join(self._text)
+        if self._open == "reasoning":
+            return render_item(Item(self._item, thought_item(text, complete)))
+        return render_item(Item(self._item, answer_item(text, complete, self._logprobs)))
 
     def _next_id(self, kind: str) -> str:
         return item_id({"type": kind}, self._shelf, self._first_output + len(self._output))
@@ -285,6 +319,7 @@ class StreamRenderer:
         yield from self._begin_output()
         self._open, self._item = kind, self._next_id(kind)
         self._text.clear()
+        self._logprobs.clear()
         part = _PARTS[kind]
         delta = f"response.{part.name}.delta"
         head = _encode_json({"type": delta, **self._place()})[:-1]
@@ -294,10 +329,11 @@ class StreamRenderer:
         yield self._event("response.content_part.added", **self._place(), part=part.render(""))
 
     def _close_item(self, complete: bool) -> Iterator[bytes]:
-        part, place, text = _PARTS[self._open], self._place(), "".join(self._text)
-        yield self._event(f"response.{part.name}.done", **place, text=text, **part.more)
-        yield self._event("response.content_part.done", **place, part=part.render(text))
-        done = self._written(complete)
+        done, name, place = self._written(complete), _PARTS[self._open].name, self._place()
+        (part,) = done["content"]
+        more = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
+        yield self._event(f"response.{name}.done", **place, text=part["text"], **more)
+        yield self._event("response.content_part.done", **place, part=part)
         self._open = ""
         yield self._done(done)
 

@@ -199,29 +199,6 @@ def test_an_answer_of_a_given_form_works_without_triton(worker: Running) -> None
     assert json.loads(answer["choices"][0]["message"]["content"]) in (True, False)
 
 
-@pytest.mark.parametrize(
-    ("schema", "said"),
-    [
-        ({"type": "object", "properties": {"city": {"type": "string"}}}, None),
-        ({"type": "array", "contains": {"type": "string"}}, "Grammar error"),
-        ({"type": "wibble"}, "Grammar error"),
-    ],
-)
-def test_what_no_grammar_holds_is_said_when_it_is_only_asked_about(
-    worker: Running, schema: dict[str, Any], said: str | None
-) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
-    asked = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "?"}], "response_format": form}
-    with worker.request("POST", "/deskmate/check", asked) as response:
-        assert response.status == (204 if said is None else 400)
-        answer = response.read()
-    assert (said or "").encode() in answer
-    if said is not None:  # in the same words as where it is asked for
-        with worker.request("POST", "/v1/chat/completions", {**asked, "stream": True}) as response:
-            error = json.loads(response.read().partition(b"data: ")[2].partition(b"\n")[0])
-        assert error == json.loads(answer) and error["error"]["code"] == 400
-
-
 def test_a_second_worker_on_the_same_socket_is_refused_within_three_seconds(worker: Running, tiny: Path) -> None:
     begun = time.monotonic()
     ended = subprocess.run(

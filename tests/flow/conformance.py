@@ -248,7 +248,7 @@ async def _responses(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorke
     worker.script(tools=None)
     await _compacted(figure, http)
     await _stream(figure, http, {"input": "hello"})
-    await _stream(figure, http, {"input": "hello", "max_output_tokens": 16})
+    await _stream(figure, http, {"input": "hello", "max_output_tokens": 16, "top_logprobs": 1})
     form = {"type": "json_schema", "name": "word", "description": "A word.", "schema": {}, "strict": True}
     worker.script(answer="Hello.", thoughts="I greet.")
     await _stream(figure, http, {"input": "hello"})
@@ -311,6 +311,7 @@ async def _relays(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorker) 
     for tools, thoughts in ((None, None), (CALLED, None), (None, "I greet.")):
         worker.script(tools=tools, thoughts=thoughts)
         chat = {"model": "fake", "messages": HELLO, "tools": [CHAT_TOOL], "max_tokens": 40}
+        chat |= {"logprobs": True, "top_logprobs": 1}
         figure.take(ChatCompletion, (await http.post("/v1/chat/completions", json=chat)).content)
         streamed = {**chat, "stream": True, "stream_options": {"include_usage": True}}
         _take_all(figure, ChatCompletionChunk, await http.post("/v1/chat/completions", json=streamed))
@@ -328,7 +329,7 @@ async def _relays(figure: Figure, http: httpx2.AsyncClient, worker: FakeWorker) 
             anthropic.types.RawMessageStreamEvent,
             await http.post("/v1/messages", json={**claude, "stream": True}),
         )
-    text = {"model": "fake", "prompt": "hello", "max_tokens": 4}
+    text = {"model": "fake", "prompt": "hello", "max_tokens": 4, "logprobs": 1}
     figure.take(Completion, (await http.post("/v1/completions", json=text)).content)
     _take_all(figure, Completion, await http.post("/v1/completions", json={**text, "stream": True}))
     counted = await http.post("/v1/messages/count_tokens", json={"model": "fake", "messages": HELLO})

@@ -275,7 +275,7 @@ def test_a_form_of_json_goes_to_the_engine_in_its_words_and_is_shown_at_once_unl
         ({"text": {"format": "json"}}, BadRequest, "text.format"),
         ({"text": {"verbosity": "low"}}, UnsupportedParameter, "text.verbosity"),
         ({"text": {"form": {}}}, UnknownParameter, "text.form"),
-        ({"include": ["message.output_text.logprobs"]}, UnsupportedParameter, "include[0]"),
+        ({"include": ["wibble.logprobs"]}, UnsupportedParameter, "include[0]"),
         ({"reasoning": {"deep": True}}, UnknownParameter, "reasoning.deep"),
         ({"service_tier": "first"}, BadRequest, "service_tier"),
     ],
