@@ -199,7 +199,8 @@ def _go_on(
 ) -> AsyncGenerator[list[ChatChunk], None]:
     """What follows exactly these tokens. Its parsers read in them whether the model was thinking still.
 
-    Log probabilities are asked of a chat, too: only there tokens that are written alike are told apart."""
+    Log probabilities are asked of a chat, too: only there tokens that are written alike are told apart.
+    """
     ids = [*said.prompt_token_ids, *said.token_ids]
     if not parsed and "logprobs" not in request.sampling.extra:
         return engine.complete(_continuation(request, ids, left), request.id)
