@@ -247,7 +247,7 @@ class RelayResponse:
             async with self._open() as upstream:
                 async for data in upstream.chunks():  # the hot path: once for each read, however many events it holds
                     whole = events.take(data)
-                    if self._served.first_seconds is None and not events.broken:
+                    if self._served.first_seconds is None and (whole or not events.broken):
                         await self._first_arrived(send)
                     if whole:
                         await send({"type": "http.response.body", "body": whole, "more_body": True})
