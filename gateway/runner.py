@@ -379,19 +379,18 @@ class Runner:
 
     async def _tail(self, owner: str, turn: str, seen: int) -> AsyncGenerator[Sequence[TurnEvent], None]:
         """What another process logs of a turn, after its first `seen` entries."""
-        quiet = 0.0
+        heard = time.monotonic()
         while not self._draining:
             entries, result = await self._store.tail(owner, turn, seen)
             if entries:
-                seen, quiet = seen + len(entries), 0.0
+                seen, heard = seen + len(entries), time.monotonic()
                 yield [decode_event(entry) for entry in entries]
             if result is not None:
                 yield [decode_event(result)]
                 return
             await asyncio.sleep(POLL_SECONDS)
-            quiet += POLL_SECONDS
-            if quiet >= IDLE_SECONDS:
-                quiet = 0.0
+            if time.monotonic() - heard >= IDLE_SECONDS:
+                heard = time.monotonic()
                 yield ()
 
     async def cancel(self, owner: str, turn: str) -> StoredResponse:

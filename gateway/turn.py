@@ -225,8 +225,8 @@ async def _from_there(
 async def _to_a_border(request: TurnRequest, speech: Speech, engine: Engine) -> Delta | Thought | None:
     """Take back tokens behind what was seen: after one that opens a call, nobody would know it for a call.
 
-    One token may hold the end of what was seen and more, which the engine kept back as it might have opened a call. That
-    is told now: written again, the token could be another one.
+    One token may hold the end of what was seen and more, which the engine kept back as it might have opened a call.
+    That is told now: written again, the token could be another one.
     """
     said = speech.said
     if not said.token_ids:
