@@ -43,6 +43,7 @@ class TurnRequest:
     sampling: Sampling
     form: Form = PLAIN
     compact_at: int | None = None  # tokens of context above which it is made short before it is answered
+    resumes: bool = False  # of a gateway that died
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from gateway.conversations import (
     Standing,
     StoredResponse,
 )
-from gateway.engine import Engine, EngineState
+from gateway.engine import Engine
 from gateway.errors import Draining, Refusal, Unavailable
 from gateway.events import (
     Asked,
@@ -328,6 +328,7 @@ class Runner:
             sampling=asked.sampling,
             form=asked.form,
             compact_at=asked.compact_at,
+            resumes=True,
         )
         prompt = None
         try:
@@ -339,8 +340,6 @@ class Runner:
         except Refusal as refusal:
             await self._end(live, refusal.code, refusal.message)
             return
-        if self._engine.state is EngineState.READY:
-            self._add(live, Progress("resuming"))
         await self._set_going(live, request, prompt, place)
 
     async def _end_orphan(self, live: LiveTurn) -> None:

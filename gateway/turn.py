@@ -45,11 +45,9 @@ async def run_turn(
     """
     speech = Speech(said, request.form or None, began=time.monotonic())
     try:
-        waited_for_engine = False
         async for event in _wait(place, engine):
-            waited_for_engine |= isinstance(event, Progress)
             yield event
-        if waited_for_engine and said.tokens:
+        if request.resumes:
             yield Progress("resuming")
         speech.seated = time.monotonic()
         if request.compact_at is not None and said.compacted is None and not said.begun:
