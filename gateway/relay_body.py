@@ -423,7 +423,9 @@ def _check_strings(value: Any, name: str) -> None:
 
 
 def _cap(value: Any, limit: int, name: str) -> None:
-    if isinstance(value, int) and value > limit:
+    if value is not None and not isinstance(value, int):
+        raise BadRequest(f"'{name}' must be a whole number.", param=name)
+    if value is not None and value > limit:
         raise BadRequest(f"'{name}' is {value}; the limit is {limit}.", param=name)
 
 

@@ -32,6 +32,7 @@ class Speech:
     held: list[int] = field(default_factory=list)  # ids that end inside a character; kept back until its text comes
     logprobs: list[Logprob] = field(default_factory=list)  # where asked for: of tokens whose text is not told yet
     kept: Kept = field(default_factory=Kept)  # what is not shown before the answer is whole
+    seen_thought: str = ""  # the end of the thoughts that were seen, where it is written again
     seen: str = ""  # what was seen already of an answer that is written again, as far as it has not come yet
 
     def begin(self) -> None:
@@ -40,7 +41,7 @@ class Speech:
         self.logprobs.clear()
         self.kept.clear()
         self.tokens, self.said.unseen = self.tokens + self.said.unseen, 0
-        self.seen = ""
+        self.seen, self.seen_thought = "", ""
         if self.form and self.form.format:
             self.seen = self.said.text
             if self.said.thought_tokens:
@@ -116,6 +117,8 @@ class Speech:
 
     def _think(self, thought: str, *, begun: bool) -> str:
         """What may be shown of it; models put blank lines around their thoughts."""
+        if self.seen_thought:
+            thought, self.seen_thought = self._again(thought, self.seen_thought)
         return thought if begun or self.said.thoughts else thought.lstrip("\n")
 
     def _keep(self, form: Form, choice: ChatChoice, content: str, *, begun: bool) -> str:

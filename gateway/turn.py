@@ -20,7 +20,7 @@ from gateway.admission import Place
 from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
-from gateway.events import Compacted, Delta, Form, Progress, Queued, Thought, TurnEvent
+from gateway.events import Compacted, Delta, Form, Progress, Queued, TurnEvent
 from gateway.prompt import Message, Window, current
 from gateway.said import Said
 from gateway.speech import Speech
@@ -167,8 +167,7 @@ async def _ask(
         return
     if said.prompt_token_ids and not speech.anew:
         if parsed:
-            if more := await _to_a_border(request, speech, engine):
-                yield more
+            await _to_a_border(request, speech, engine)
         elif held := await _held_back(request, said, engine):
             yield Delta(held)
         left = _tokens_left(request, said, engine.model)
@@ -220,36 +219,25 @@ async def _from_there(
             yield chunks
 
 
-async def _to_a_border(request: TurnRequest, speech: Speech, engine: Engine) -> Delta | Thought | None:
+async def _to_a_border(request: TurnRequest, speech: Speech, engine: Engine) -> None:
     """Take back tokens behind what was seen: after one that opens a call, nobody would know it for a call.
 
-    One token may hold the end of what was seen and more, which the engine kept back as it might have opened a call.
-    That is told now: written again, the token could be another one.
+    When one token holds the end of the text and the beginning of a call, that end is written again.
     """
     said = speech.said
-    if not said.token_ids:
-        return None
     thinks = len(said.token_ids) == said.thought_tokens
-    seen = said.thought if thinks else said.text
-    raw = await engine.text_of(said.token_ids, request.id)
-    begin = said.begins_in(raw, thinks=thinks)
-    if not 0 <= begin <= len(raw):
-        return None
-    tokens, kept = len(said.token_ids), raw[begin:]
-    for fewer in range(tokens - 1, max(0, tokens - _MOST_TAKEN_BACK), -1):
-        if kept == seen:
-            break
-        shorter = (await engine.text_of(said.token_ids[:fewer], request.id))[begin:]
-        if len(shorter) < len(seen):
-            break
-        tokens, kept = fewer, shorter
-    if not kept.startswith(seen):
-        return None
-    del said.token_ids[tokens:]
-    said.thought_tokens = min(said.thought_tokens, tokens)
-    speech.before = tokens
-    more = kept[len(seen) :]
-    return None if not more else Thought(more) if thinks else Delta(more)
+    last, begin = said.thought if thinks else said.text, None
+    for tokens in range(len(said.token_ids), max(0, len(said.token_ids) - _MOST_TAKEN_BACK), -1):
+        raw = await engine.text_of(said.token_ids[:tokens], request.id)
+        begin = said.begins_in(raw, thinks=thinks) if begin is None else begin
+        if 0 <= begin <= len(raw) and last.startswith(raw[begin:]):
+            del said.token_ids[tokens:]
+            speech.before = tokens
+            if thinks:
+                said.thought_tokens, speech.seen_thought = tokens, last[len(raw) - begin :]
+            else:
+                speech.seen = last[len(raw) - begin :]
+            return
 
 
 async def _held_back(request: TurnRequest, said: Said, engine: Engine) -> str:

@@ -232,24 +232,6 @@ async def _all_of(turn: AsyncGenerator[TurnEvent, None]) -> list[TurnEvent]:
         return [event async for event in turn]
 
 
-async def test_a_token_that_holds_the_end_of_what_was_seen_and_more_is_kept_and_the_more_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """An engine keeps back a `<` that might open a call. Written again, the token could be another one."""
-    both = {"}": "k<"}
-    again = ChatChunk(prompt_token_ids=(*PROMPT, *ids("loo}")))
-    engine = Engine([OPENING, chunk("look", said="loo}"), LOSS], [again, chunk("b", end="stop")])
-    spoken = engine.text_of
-
-    async def text_of(token_ids: list[int], request_id: str) -> str:
-        return (await spoken(token_ids, request_id)).translate(str.maketrans(both))
-
-    monkeypatch.setattr(engine, "text_of", text_of)
-    events = await run(engine, WITH_TOOLS)
-    assert engine.asked[1]["kv_transfer_params"]["prompt_token_ids"] == [*PROMPT, *ids("loo}")]
-    assert Said.of(events).text == "look<b" and ended(events).status == "completed"
-
-
 async def test_a_loss_before_a_word_asks_for_the_whole_again():
     engine = Engine([OPENING, *WEATHER[1:], LOSS], [OPENING, chunk("no", end="stop")])
     events = await run(engine, WITH_TOOLS)
