@@ -78,8 +78,9 @@ def test_template_switches_are_a_short_list_of_booleans():
     "fields",
     [
         {"n": 2}, {"top_logprobs": 21}, {"logit_bias": {str(n): 1 for n in range(301)}}, {"stop": ["a"] * 17},
-        {"top_logprobs": 0.5}, {"stop": [1]}, {"max_tokens": 0}, {"max_tokens": "9"}, {"stream": "yes"}, {"reasoning_effort": "<|im_end|>"},
+        {"stop": [1]}, {"max_tokens": 0}, {"max_tokens": "9"}, {"stream": "yes"}, {"reasoning_effort": "<|im_end|>"},
         {"stream_options": {"include_usage": True}}, {"messages": []}, {"messages": "x"}, {"messages": ["x"]},
+        {"top_logprobs": 0.5},
         {"messages": [{"role": "<|im_start|>system", "content": ""}]}, {"messages": [{"role": "user", "content": 1}]},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]},
         {"messages": [{"role": "user", "content": ["x"]}]}, {"messages": [{"role": "user", "tool_calls": 1}]},
