@@ -128,8 +128,9 @@ async def test_one_persons_flood_is_refused_at_their_limit_and_passes_nobody_by(
     """Four seats, two places in line for each: Ann has all of both, Bob comes last and is not last."""
     scripted.script(pace_ms=100, answer=LONG)
     async with sdk(ready, front_end, ANN) as ann, sdk(ready, front_end, BOB) as bob, AsyncExitStack() as running:
-        for _ in range(4):
-            await running.enter_async_context(await ann.chat.completions.create(**HELLO, stream=True))
+        streams = [await ann.chat.completions.create(**HELLO, stream=True) for _ in range(4)]
+        for stream in streams:
+            await running.enter_async_context(stream)
         await scripted.until(lambda worker: len(worker.generations) == 4)
         line = [asyncio.create_task(ann.chat.completions.create(**HELLO, max_tokens=1)) for _ in range(2)]
         await until_waiting(ready, 2)
@@ -139,7 +140,7 @@ async def test_one_persons_flood_is_refused_at_their_limit_and_passes_nobody_by(
         line.append(asyncio.create_task(bob.chat.completions.create(**HELLO, max_tokens=1)))
         await until_waiting(ready, 3)
         scripted.script(pace_ms=0)
-        await running.aclose()
+        await streams[0].close()  # one seat: who gets it gives it to the next
         await asyncio.gather(*line)
     salts = [record.body["cache_salt"] for record in scripted.generations]
     assert len(set(salts)) == 2
