@@ -148,6 +148,7 @@ export function createList({ notes, onDeleted, onNamed, onLoaded }) {
     found = found.filter((one) => rootOf(one) !== root);
     draw();
     onDeleted(root);
+    await load(); // instead of one that is still on its way and was made before
   }
 
   function tellTitle() {

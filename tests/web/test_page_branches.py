@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import APIResponse, Locator, Page, Route, expect
 
 from tests.web.browsing import PHONE, answer, ask, until
 from tests.web.mock_gateway import MockGateway, Script
@@ -139,6 +139,26 @@ def test_the_list_has_one_entry_for_all_versions_and_deleting_it_deletes_them(vi
     expect(page.locator(".list li")).to_have_text(["Another"])
     expect(page.locator(".message")).to_have_count(0)
     assert len(gateway.conversations) == 1
+
+
+def test_a_list_that_was_on_its_way_does_not_bring_back_what_was_deleted(visit, gateway):
+    gateway.add_conversation("To delete", "Hello?", "Hello.")
+    page = visit().open()
+    row = page.locator(".list li", has_text="To delete")
+    row.hover()
+    row.get_by_label("Delete").click()
+    gateway.add_conversation("From elsewhere", "Hello?", "Hello.")
+    late: list[tuple[Route, APIResponse]] = []
+    page.route("**/v1/conversations?*", lambda route: late.append((route, route.fetch())), times=1)
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    until(lambda: page.wait_for_timeout(10) or late)
+    page.click("dialog .danger")
+    expect(page.locator(".list li", has_text="To delete")).to_have_count(0)
+    [(route, before)] = late
+    assert len(before.json()["data"]) == 2
+    route.fulfill(response=before)
+    page.wait_for_timeout(100)
+    expect(page.locator(".list li")).to_have_text(["From elsewhere"])
 
 
 def test_a_branch_whose_question_is_refused_is_taken_back_and_can_be_tried_again(visit, gateway):
