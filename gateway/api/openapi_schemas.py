@@ -52,7 +52,11 @@ _STRINGS: Schema = {
     ]
 }
 _RELAY_FIELDS: Fields = {
-    "chat_template_kwargs": "object|null",
+    "chat_template_kwargs": {
+        "type": ["object", "null"],
+        "properties": {name: {"type": "boolean"} for name in sorted(relay_body._TEMPLATE_SWITCHES)},
+        "additionalProperties": False,
+    },
     "echo": "boolean|null",
     "frequency_penalty": "number|null",
     "ignore_eos": "boolean|null",
@@ -60,7 +64,6 @@ _RELAY_FIELDS: Fields = {
     "logprobs": "boolean|integer|null",
     "max_completion_tokens": {"anyOf": [_TOKENS, {"type": "null"}]},
     "max_tokens": {"anyOf": [_TOKENS, {"type": "null"}]},
-    "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}},
     "min_p": "number|null",
     "min_tokens": "integer|null",
     "model": "string",
@@ -69,7 +72,7 @@ _RELAY_FIELDS: Fields = {
     "parallel_tool_calls": "boolean|null",
     "presence_penalty": "number|null",
     "prompt": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 1}]},
-    "reasoning_effort": "string|null",
+    "reasoning_effort": {"enum": [*sorted(relay_body._EFFORTS), None]},
     "repetition_penalty": "number|null",
     "response_format": "object|null",
     "seed": "integer|null",
@@ -85,6 +88,32 @@ _RELAY_FIELDS: Fields = {
     "top_k": "integer|null",
     "top_logprobs": "integer|null",
     "top_p": "number|null",
+}
+
+# What stands inside of them; other fields are dropped there, too.
+_RELAYED: Mapping[str, Fields] = {
+    "ChatMessage": {
+        "role": {"enum": list(relay_body._ROLES)},
+        "content": "string|ChatPart[]|null",
+        "name?": "string|null",
+        "tool_calls?": "ChatCall[]|null",
+        "tool_call_id?": "string|null",
+    },
+    "ChatText": {"type": "=text", "text": "string"},
+    "ChatRefusal": {"type": "=refusal", "refusal": "string"},
+    "ChatImage": {"type": "=image_url", "image_url": "ChatImageUrl"},
+    "ChatImageUrl": {"url": {"type": "string", "pattern": "^data:image/"}},
+    "ChatCall": {"id": "string", "type": "=function", "function": "ChatCallFunction"},
+    "ChatCallFunction": {"name": "string", "arguments": "string"},
+    "AnthropicInput": {
+        "role": {"enum": ["user", "assistant", "system"]},
+        "content": "string|AnthropicBlock[]",
+    },
+    "AnthropicText": {"type": "=text", "text": "string"},
+    "AnthropicImage": {"type": "=image", "source": "AnthropicImageSource"},
+    "AnthropicImageSource": {"type": "=base64", "media_type": "string", "data": "string"},
+    "AnthropicToolUse": {"type": "=tool_use", "id": "string", "name": "string", "input": "object"},
+    "AnthropicToolResult": {"type": "=tool_result", "tool_use_id": "string", "content?": "string|AnthropicText[]"},
 }
 
 _LIST: Fields = {
@@ -267,6 +296,8 @@ _UNIONS: Mapping[str, str] = {
     "Item": "Message|FunctionCall|FunctionCallOutput|Reasoning|Compaction",
     "ContentPart": "InputText|InputImage|OutputText|ReasoningText|Refusal",
     "ContextManagement": "Window|WhenToCompact",
+    "ChatPart": "ChatText|ChatImage|ChatRefusal",
+    "AnthropicBlock": "AnthropicText|AnthropicImage|AnthropicToolUse|AnthropicToolResult",
     "InputItem": "InputMessage|InputCall|InputCallOutput|InputReasoning|InputCompaction|ItemReference",
 }
 
@@ -387,7 +418,8 @@ def schemas() -> dict[str, Schema]:
     inputs = {name: shape(fields, closed=True) for name, fields in _INPUTS.items()}
     answers = {name: shape(fields) for name, fields in _ANSWERS.items()}
     unions = {name: type_of(words) for name, words in _UNIONS.items()}
-    return {**inputs, **answers, **unions, **_events(), **_requests()}
+    relayed = {name: shape(fields) for name, fields in _RELAYED.items()}
+    return {**inputs, **answers, **relayed, **unions, **_events(), **_requests()}
 
 
 def event_name(kind: str) -> str:
@@ -403,10 +435,10 @@ def _events() -> dict[str, Schema]:
 def _requests() -> dict[str, Schema]:
     return {
         "CreateResponse": _create_response(),
-        "CreateChatCompletion": _relayed(relay_body._CHAT, ("model", "messages")),
-        "CreateCompletion": _relayed(relay_body._COMPLETION, ("model", "prompt")),
-        "CreateMessage": _relayed(relay_body._MESSAGES, ("model", "messages")),
-        "CountTokens": _relayed(relay_body._MESSAGES - {"stream", "max_tokens"}, ("model", "messages")),
+        "CreateChatCompletion": _relayed(relay_body._CHAT, messages="ChatMessage"),
+        "CreateCompletion": _relayed(relay_body._COMPLETION),
+        "CreateMessage": _relayed(relay_body._MESSAGES, messages="AnthropicInput"),
+        "CountTokens": _relayed(relay_body._MESSAGES - {"stream", "max_tokens"}, messages="AnthropicInput"),
     }
 
 
@@ -421,10 +453,12 @@ def _create_response() -> Schema:
     return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
-def _relayed(names: Collection[str], required: Collection[str]) -> Schema:
-    """What is passed on; anything else is dropped and named in a header, or refused."""
-    fields = {name: type_of(_RELAY_FIELDS[name]) for name in sorted(names)}
-    return {"type": "object", "properties": fields, "required": list(required)}
+def _relayed(names: Collection[str], *, messages: str = "") -> Schema:
+    """What is passed on; anything else is dropped and named in a header, or refused. `messages`: the shape of one."""
+    said: Fields = {"messages": {"type": "array", "minItems": 1, "items": _one(messages)}} if messages else {}
+    types = {**_RELAY_FIELDS, **said}
+    fields = {name: type_of(types[name]) for name in sorted(names)}
+    return {"type": "object", "properties": fields, "required": ["model", "messages" if messages else "prompt"]}
 
 
 # the few words --------------------------------------------------------------------------------------------------------

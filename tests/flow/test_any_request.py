@@ -36,7 +36,7 @@ async def test_no_request_of_any_form_meets_a_mistake_of_ours(
         file.write_text(json.dumps(await known(ready, key)))
         how = ("--max-time", f"{SECONDS_A_RUN}") if wanted else ("--max-time", f"{SECONDS}", "--seed", "1")
         done += await asked(ready.url, key, file, *how)
-    print(f"{done} requests of any form, none met a mistake")
+        print(f"{done} requests of any form, none met a mistake", flush=True)
     assert done >= LEAST
 
 
