@@ -3,6 +3,7 @@
 Needs the environment that `./deskmate test` makes; it is linked into the copies, so that nothing is installed twice.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from deploy.home import Home
 from deploy.install import Environment, runtime_lock
 from deploy.processes import processes
 from tests.docs.commands import commands, shell
+from tests.flow.test_open_responses import CHECKS, Server
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,10 @@ class Site:
         self.home.create()
         self.home.env.symlink_to(sys.prefix)
         self.port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def deskmate(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")}
@@ -82,7 +88,7 @@ class Site:
             time.sleep(0.2)
 
     def client(self, key: str) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
 
     def running(self) -> list[str]:
         """Every process that works in this copy: started by it, whoever its parent is now."""
@@ -152,6 +158,15 @@ def test_the_openai_client_gets_a_sensible_answer(site: Site, key: str):
         model=model, messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
     )
     assert "Paris" in (answer.choices[0].message.content or "")
+
+
+async def test_the_checks_of_open_responses_hold_on_a_real_engine(site: Site, key: str):
+    """All at once, as its suite asks. The demo model calls no tools: its template knows none."""
+    wishes = {"temperature": 0, "instructions": "Answer in one short sentence."}
+    server = Server(site, key, None, "SmolLM2-135M-Instruct", wishes)
+    wanted = [check for name, check in CHECKS.items() if name != "tool-calling"]
+    assert len(wanted) == 16
+    await asyncio.gather(*(check(server) for check in wanted))
 
 
 @pytest.mark.parametrize("name", ["gateway", "redis", "engine"])

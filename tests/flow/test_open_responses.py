@@ -1,16 +1,17 @@
 """The 17 checks of Open Responses' compliance suite, by their names, written anew on its specification.
 
 Every body and every event is read strictly (`open_responses.py`), then looked at for what the check is about. None sets
-`max_output_tokens` or `tool_choice`, and a response must come to its end all the same.
+`max_output_tokens` or `tool_choice`, and a response must come to its end all the same. What the engine read is known of
+a scripted one only; with a real one (`tests/e2e/test_up.py`) the rest of a check holds.
 """
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import msgspec
@@ -39,13 +40,22 @@ WEATHER = {
 }
 
 
+class Place(Protocol):
+    """Where a gateway is."""
+
+    @property
+    def url(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Server:
     """Who is checked."""
 
-    gateway: GatewayProcess
+    gateway: Place
     key: str
-    worker: FakeWorker
+    worker: FakeWorker | None  # None: a real one
+    model: str = "fake"
+    wishes: Json = field(default_factory=dict)  # sent with every question
 
     async def post(self, body: Json, path: str = "/v1/responses") -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.key}"}
@@ -54,12 +64,15 @@ class Server:
 
     async def answered(self, input: Any, **more: Any) -> Json:
         """The response, which must be completed and say something."""
-        answer = await self.post({"model": "fake", "input": input, **more})
+        answer = await self.post(self.question(input=input, **more))
         assert answer.status_code == 200, answer.text
         return completed(checked_response(answer.content))
 
+    def question(self, **more: Any) -> Json:
+        return {"model": self.model, **self.wishes, **more}
+
     async def compacted(self, **asked: Any) -> list[Json]:
-        answer = await self.post({"model": "fake", **asked}, "/v1/responses/compact")
+        answer = await self.post({"model": self.model, **asked}, "/v1/responses/compact")
         assert answer.status_code == 200, answer.text
         output: list[Json] = checked_compaction(answer.content)["output"]
         return output
@@ -67,26 +80,33 @@ class Server:
     @asynccontextmanager
     async def socket(self) -> AsyncIterator["Socket"]:
         async with calling(self.gateway, self.key) as caller:
-            yield Socket(caller)
+            yield Socket(caller, self)
 
     def asked(self) -> list[Json]:
-        """The messages that the engine was last asked with, less our system message."""
-        messages: list[Json] = self.worker.generations[-1].body["messages"][1:]
+        """The messages that a scripted engine was last asked with, less our system message."""
+        messages: list[Json] = self.worker.generations[-1].body["messages"][1:] if self.worker else []
         return messages
+
+    def has_read(self, *expected: Json | str) -> None:
+        """The engine was last asked with just these messages, or with some that say just this."""
+        if self.worker:
+            pairs = zip(self.asked(), expected, strict=True)
+            assert [asked if isinstance(one, dict) else asked["content"] for asked, one in pairs] == [*expected]
 
 
 @dataclass(frozen=True)
 class Socket:
     caller: Caller
+    server: Server
 
     async def answered(self, input: Any, **more: Any) -> Json:
-        events = await self.caller.ask(input, model="fake", **more)
+        events = await self.caller.ask(**self.server.question(input=input, **more))
         for event in events:
             checked_event(msgspec.json.encode(event))
         return completed(checked_order(events)[-1]["response"])
 
     async def refused(self, input: Any, **more: Any) -> tuple[int, str]:
-        events = await self.caller.ask(input, model="fake", **more)
+        events = await self.caller.ask(**self.server.question(input=input, **more))
         checked_event(msgspec.json.encode(events[0]))
         return error_of(events)
 
@@ -127,7 +147,7 @@ async def assistant_phase(server: Server) -> None:
     phases = ("commentary", "final_answer")
     said = [{"type": "message", "role": "assistant", "content": phase, "phase": phase} for phase in phases]
     response = await server.answered([user("Hello?"), *said, user("Go on.")])
-    assert [message["content"] for message in server.asked()] == ["Hello?", *phases, "Go on."]
+    server.has_read("Hello?", *phases, "Go on.")
     headers = {"authorization": f"Bearer {server.key}"}
     async with httpx2.AsyncClient(base_url=server.gateway.url, headers=headers) as http:
         listed = (await http.get(f"/v1/responses/{response['id']}/input_items?order=asc")).json()["data"]
@@ -140,12 +160,12 @@ async def response_output_phase_schema(server: Server) -> None:
     first = await server.answered([user("Hello?")])
     assert all(item.get("phase", "final_answer") in ("commentary", "final_answer") for item in first["output"])
     await server.answered([user("Hello?"), *first["output"], user("Go on.")])
-    assert [message["content"] for message in server.asked()] == ["Hello?", *texts(first), "Go on."]
+    server.has_read("Hello?", *texts(first), "Go on.")
 
 
 @check
 async def streaming_response(server: Server) -> None:
-    answer = await server.post({"model": "fake", "input": [user("Count to five.")], "stream": True})
+    answer = await server.post(server.question(input=[user("Count to five.")], stream=True))
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
     events = checked_stream(answer.content)
     completed(events[-1]["response"])
@@ -156,14 +176,12 @@ async def streaming_response(server: Server) -> None:
 async def system_prompt(server: Server) -> None:
     system = {"type": "message", "role": "system", "content": "You are a pirate."}
     await server.answered([system, user("Say hello.")])
-    assert server.asked() == [
-        {"role": "system", "content": "You are a pirate."},
-        {"role": "user", "content": "Say hello."},
-    ]
+    server.has_read({"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Say hello."})
 
 
 @check
 async def tool_calling(server: Server) -> None:
+    assert server.worker, "only a model that can decide to call calls"
     server.worker.script(tools=[{"name": "weather", "arguments": {"city": "Bonn"}}])
     asked = {"input": [user("How is the weather in Bonn?")], "tools": [WEATHER]}
     (call,) = (await server.answered(**asked))["output"]
@@ -172,7 +190,7 @@ async def tool_calling(server: Server) -> None:
         "weather",
         {"city": "Bonn"},
     )
-    answer = await server.post({"model": "fake", "stream": True, **asked})
+    answer = await server.post(server.question(stream=True, **asked))
     assert checked_stream(answer.content)[-1]["response"]["output"][0]["type"] == "function_call"
 
 
@@ -186,7 +204,7 @@ async def image_input(server: Server) -> None:
 async def multi_turn(server: Server) -> None:
     turns = [user("I am Ada."), {"type": "message", "role": "assistant", "content": "Hello!"}, user("Who am I?")]
     await server.answered(turns)
-    assert server.asked() == [{name: turn[name] for name in ("role", "content")} for turn in turns]
+    server.has_read(*({name: turn[name] for name in ("role", "content")} for turn in turns))
 
 
 @check
@@ -201,7 +219,8 @@ async def compact_response(server: Server) -> None:
 async def compact_missing_model(server: Server) -> None:
     answer = await server.post({"input": [user("Hello?")]}, "/v1/responses/compact")
     assert answer.status_code == 400
-    assert checked_error(answer.content)["param"] == "model" and server.worker.generations == []
+    assert checked_error(answer.content)["param"] == "model"
+    assert server.worker is None or server.worker.generations == []
 
 
 # over WebSocket -------------------------------------------------------------------------------------------------------
@@ -217,7 +236,8 @@ async def websocket_response(server: Server) -> None:
 async def websocket_sequential_responses(server: Server) -> None:
     async with server.socket() as socket:
         first, second = await socket.answered([user("One")]), await socket.answered([user("Two")])
-    assert first["id"] != second["id"] and server.asked() == [{"role": "user", "content": "Two"}]
+    assert first["id"] != second["id"]
+    server.has_read({"role": "user", "content": "Two"})
 
 
 @check
@@ -227,7 +247,7 @@ async def websocket_continuation(server: Server) -> None:
             first = await socket.answered([user("One")], store=stored)
             second = await socket.answered([user("Two")], store=stored, previous_response_id=first["id"])
             assert second["previous_response_id"] == first["id"]
-            assert [message["content"] for message in server.asked()] == ["One", *texts(first), "Two"]
+            server.has_read("One", *texts(first), "Two")
 
 
 @check
@@ -239,8 +259,7 @@ async def websocket_reconnect_store_false_recovery(server: Server) -> None:
         whole = [user("One"), *first["output"], user("Two")]
         second = await again.answered(whole, store=False)
         await again.answered([user("Three")], store=False, previous_response_id=second["id"])
-    said = ["One", *texts(first), "Two", *texts(second), "Three"]
-    assert [message["content"] for message in server.asked()] == said
+    server.has_read("One", *texts(first), "Two", *texts(second), "Three")
 
 
 @check
@@ -268,8 +287,8 @@ async def websocket_compact_new_chain(server: Server) -> None:
         assert second["previous_response_id"] is None
         before = [message["content"] for message in server.asked()]
         await socket.answered([user("Three")], store=False, previous_response_id=second["id"])
-    assert [message["content"] for message in server.asked()] == [*before, *texts(second), "Three"]
-    assert before[0] == "One" and before[-1] == "Two" and texts(first)[0] not in before
+    server.has_read(*before, *texts(second), "Three")
+    assert not server.worker or (before[0] == "One" and before[-1] == "Two" and texts(first)[0] not in before)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
