@@ -17,6 +17,7 @@ from gateway.prompt import (
     estimate_tokens,
     first_round,
     harmless,
+    has_pictures,
     most_tokens,
     rounds_of,
     to_messages,
@@ -60,14 +61,14 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
     estimated, and with no engine ready nothing is refused that might fit after all.
     """
     model = engine.model
-    added_tokens = model.added_tokens if model else ()
     rounds = rounds_of(current(request.items))
     rounds = rounds[first_round(len(rounds) - 1, request.window.rounds) :]
     for _ in range(_FITTING_TRIES):
-        messages, tools = _messages(request, rounds, added_tokens), request.form.tools
+        messages, tools = _messages(request, rounds, model), request.form.tools
         if (
             model is not None
             and not count
+            and not has_pictures(messages)
             and most_tokens(messages, tools) + request.sampling.max_tokens <= model.context_tokens
         ):
             return Prompt(messages, estimate_tokens(messages, tools), certain=True)
@@ -75,7 +76,7 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
         excess = prompt.tokens - _budget(request, model)
         if model is None or excess <= 0 or not request.window.truncate or len(rounds) == 1:
             break
-        rounds = rounds[drop_for_budget(_sizes(request, rounds, prompt, added_tokens), excess) :]
+        rounds = rounds[drop_for_budget(_sizes(request, rounds, prompt, model), excess) :]
     if model is not None and prompt.certain and prompt.tokens > model.context_tokens - LEAST_ANSWER_TOKENS:
         raise ContextLengthExceeded(
             f"The prompt has {prompt.tokens} tokens; this model reads {model.context_tokens}, "
@@ -86,10 +87,11 @@ async def build_prompt(request: TurnRequest, engine: Engine, *, count: bool = Fa
 
 
 def _messages(
-    request: TurnRequest, rounds: Sequence[Sequence[Mapping[str, Any]]], added_tokens: tuple[str, ...]
+    request: TurnRequest, rounds: Sequence[Sequence[Mapping[str, Any]]], model: ModelFacts | None
 ) -> list[Message]:
     items = [item for r in rounds for item in r]
-    return to_messages(request.system, items, added_tokens, thoughts=request.window.thoughts)
+    added_tokens, sees = (model.added_tokens, model.vision) if model else ((), False)
+    return to_messages(request.system, items, added_tokens, thoughts=request.window.thoughts, sees=sees)
 
 
 def _budget(request: TurnRequest, model: ModelFacts | None) -> int:
@@ -99,10 +101,10 @@ def _budget(request: TurnRequest, model: ModelFacts | None) -> int:
 
 
 def _sizes(
-    request: TurnRequest, rounds: Sequence[Sequence[Mapping[str, Any]]], prompt: Prompt, added: tuple[str, ...]
+    request: TurnRequest, rounds: Sequence[Sequence[Mapping[str, Any]]], prompt: Prompt, model: ModelFacts
 ) -> list[int]:
     """Tokens of each round, from its share of the estimate and the whole's count."""
-    estimates = [estimate_tokens(to_messages(None, r, added)) for r in rounds]
+    estimates = [estimate_tokens(to_messages(None, r, model.added_tokens, sees=model.vision)) for r in rounds]
     scale = prompt.tokens / max(1, sum(estimates))
     return [max(1, int(estimate * scale)) for estimate in estimates]
 

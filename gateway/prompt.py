@@ -17,6 +17,7 @@ TEMPLATE_TOKENS = 32  # that a chat template may put around a message
 TOOLS_TEMPLATE_TOKENS = 512  # that it may say about tools before it lists them
 JSON_GROWTH = 6  # of a byte that a template escapes
 BYTES_PER_TOKEN = 3  # a cautious estimate while no engine can count: English has about 4, Chinese about 3
+PICTURE_TOKENS = 1024  # an estimate while no engine can count: they range from a hundred to some thousands
 IMAGE_NOTE = "[An image was attached here; this model cannot see it.]"
 SUMMARY_NOTE = "Summary of the conversation so far:\n"
 _UNKNOWN_TOKENIZER = (
@@ -37,10 +38,10 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One chat message as vLLM takes it; text, and calls of tools."""
+    """One chat message as vLLM takes it; text, or parts where pictures are among it, and calls of tools."""
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]]
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning: str = ""  # the thoughts before it
@@ -154,12 +155,17 @@ def first_round(total: int, rounds: int | None) -> int:
 
 
 def to_messages(
-    system: str | None, items: Sequence[Mapping[str, Any]], added_tokens: tuple[str, ...], *, thoughts: bool = False
+    system: str | None,
+    items: Sequence[Mapping[str, Any]],
+    added_tokens: tuple[str, ...],
+    *,
+    thoughts: bool = False,
+    sees: bool = False,
 ) -> list[Message]:
     """Chat messages for the engine: `system` first, then the items; `developer` is the system role of old models.
 
     The output of a call that is not there (its round was dropped) is left out: templates need the pair. So are
-    `thoughts`, but for those that the caller sent as input.
+    `thoughts`, but for those that the caller sent as input. A model that does not see is told of a picture.
     """
     messages = [Message("system", neutralise(system, added_tokens))] if system else []
     called: set[str] = set()
@@ -170,7 +176,7 @@ def to_messages(
             case "message":
                 role = "system" if item["role"] == "developer" else item["role"]
                 before = before if role == "assistant" else ""
-                messages.append(Message(role, neutralise(text_of(item), added_tokens), reasoning=before))
+                messages.append(Message(role, _content_of(item, added_tokens, sees), reasoning=before))
             case "function_call":
                 called.add(item["call_id"])
                 _add_call(messages, _call(item, added_tokens), before)
@@ -179,11 +185,25 @@ def to_messages(
             case "compaction":
                 told = [*item["instructions"], SUMMARY_NOTE + item["summary"]]
                 messages += [Message("system", neutralise(text, added_tokens)) for text in told]
-                messages += to_messages(None, item.get("kept") or (), added_tokens, thoughts=thoughts)
+                messages += to_messages(None, item.get("kept") or (), added_tokens, thoughts=thoughts, sees=sees)
             case "function_call_output" if item["call_id"] in called:
                 id = neutralise(item["call_id"], added_tokens)
                 messages.append(Message("tool", neutralise(text_of(item), added_tokens), tool_call_id=id))
     return messages
+
+
+def _content_of(item: Mapping[str, Any], added_tokens: tuple[str, ...], sees: bool) -> str | list[dict[str, Any]]:
+    parts = item["content"]
+    if not sees or isinstance(parts, str) or not any("image_url" in part for part in parts):
+        return neutralise(text_of(item), added_tokens)
+    return _apart([_shown_part(part, added_tokens) for part in parts], added_tokens)
+
+
+def _shown_part(part: Mapping[str, Any], added_tokens: tuple[str, ...]) -> dict[str, Any]:
+    """A part as vLLM takes it. A picture is data, in which nothing is to be broken up."""
+    if "image_url" in part:
+        return {"type": "image_url", "image_url": {"url": part["image_url"]}}
+    return {"type": "text", "text": neutralise(_text_of_part(part), added_tokens)}
 
 
 def _call(item: Mapping[str, Any], added_tokens: tuple[str, ...]) -> ToolCall:
@@ -214,11 +234,22 @@ def unknown_output(items: Sequence[Mapping[str, Any]], start: int) -> int | None
 
 def estimate_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
     said = sum(_bytes_said(message) // BYTES_PER_TOKEN + 8 for message in messages)
-    return said + (_bytes_of_calls(messages) + _bytes_of_tools(tools)) // BYTES_PER_TOKEN
+    shown = sum(PICTURE_TOKENS for message in messages for _ in _pictures(message))
+    return said + shown + (_bytes_of_calls(messages) + _bytes_of_tools(tools)) // BYTES_PER_TOKEN
+
+
+def has_pictures(messages: Sequence[Message]) -> bool:
+    return any(_pictures(message) for message in messages)
+
+
+def _pictures(message: Message) -> list[dict[str, Any]]:
+    parts = [] if isinstance(message.content, str) else message.content
+    return [part for part in parts if part["type"] == "image_url"]
 
 
 def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
-    """What the prompt cannot exceed: no tokenizer makes more than one token of a byte, no template more than these.
+    """What a prompt without pictures cannot exceed: no tokenizer makes more than one token of a byte, no template more
+    than these.
 
     Templates write the JSON of tools and calls anew, with other spaces and escapes.
     """
@@ -228,7 +259,9 @@ def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] 
 
 
 def _bytes_said(message: Message) -> int:
-    return len(message.content.encode()) + len(message.reasoning.encode())
+    content = message.content
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return sum(len(text.encode()) for text in (*texts, message.reasoning))
 
 
 def _bytes_of_calls(messages: Sequence[Message]) -> int:

@@ -21,7 +21,7 @@ from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
 from gateway.events import Compacted, Delta, Form, Progress, Queued, TurnEvent
-from gateway.prompt import Message, Window, current
+from gateway.prompt import Message, Window, current, has_pictures
 from gateway.said import Said
 from gateway.speech import Speech
 
@@ -271,9 +271,10 @@ def _body(request: TurnRequest, prompt: Prompt, model: ModelFacts | None) -> byt
     room = model.context_tokens - prompt.tokens if model else request.sampling.max_tokens
     most = max(1, min(request.sampling.max_tokens, room))
     name = request.model or (model.id if model else "")  # asked before it was known
-    return msgspec.json.encode(
-        {"messages": prompt.messages, **_asked(request, name, most), **formed(request.form, model)}
-    )
+    asked = {"messages": prompt.messages, **_asked(request, name, most), **formed(request.form, model)}
+    if has_pictures(prompt.messages):
+        asked["return_token_ids"] = False  # nobody can go on from them: they stand for pictures, but do not hold them
+    return msgspec.json.encode(asked)
 
 
 def _asked(request: TurnRequest, model: str, max_tokens: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.response_image import kept
 from gateway.api.response_input import check_metadata, parse_input
 from gateway.api.response_output import render_item
 from gateway.api.shapes import if_match, json_response, page, paging
@@ -133,4 +134,4 @@ def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
     items = body.get("items")
     if not isinstance(items, list) or not items or len(items) > MOST_ITEMS:
         raise BadRequest(f"`items` is a list of 1 to {MOST_ITEMS} items.", param="items")
-    return parse_input(items, "items")
+    return [kept(item, sees=False) for item in parse_input(items, "items")]  # no turn shows them to a model

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import compaction
-from gateway.api.response_image import check_seeing, images_in
+from gateway.api.response_image import images_replaced, kept
 from gateway.api.response_input import LEAST_THRESHOLD, CreateResponse, check_model, parse_input, question_of
 from gateway.api.response_output import Echo, StreamRenderer, encode_echo
 from gateway.api.response_tools import check_parser
@@ -60,7 +60,6 @@ class Orders:
         model = self.engine.model
         self.check_model(create)
         items = await self.resolved(principal, parse_input(create.input, references=True))
-        check_seeing(items, model)
         context: Sequence[Json] = items
         if not create.is_stored and create.previous_response_id:
             if before is None:
@@ -72,7 +71,7 @@ class Orders:
         turn = self.turn_request(principal, create, context)
         if turn.form:
             await self.forms.check(formed(turn.form, model), turn.id, *schema_of(turn.form))
-        echo = _echo(create, turn, images_in(items), int(time.time()), model)
+        echo = _echo(create, turn, images_replaced(items), int(time.time()), model)
         begin = self._begin(principal, create, turn, echo, repeat, expected_version) if create.is_stored else None
         return Order(turn, begin, background=bool(create.background)), echo
 
@@ -97,8 +96,12 @@ class Orders:
         )
 
     async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:
-        """Items of the owner's that are only named, in the place of their names; what is sealed for them, opened."""
-        return [await self._item(principal, item, at) for at, item in enumerate(items)]
+        """Items of the owner's that are only named, in the place of their names; what is sealed for them, opened.
+
+        Pictures are kept where the model sees them.
+        """
+        sees = self.engine.model is not None and self.engine.model.vision
+        return [kept(await self._item(principal, item, at), sees) for at, item in enumerate(items)]
 
     async def _item(self, principal: Principal, item: Json, at: int) -> Json:
         if item["type"] == "compaction":

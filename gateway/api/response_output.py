@@ -94,7 +94,7 @@ def _render_part(part: Mapping[str, Any], role: str) -> dict[str, Any]:
     if part["type"] == "refusal":
         return dict(part)
     if part["type"] == "input_image":
-        return {"type": "input_image", "detail": part["detail"], "image_url": None, "file_id": None}
+        return {"type": "input_image", "detail": part["detail"], "image_url": part.get("image_url"), "file_id": None}
     if role == "assistant":
         return output_text(part["text"])
     return {"type": "input_text", "text": part["text"]}

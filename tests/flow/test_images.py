@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import openai
@@ -10,6 +11,7 @@ import pytest
 from gateway.prompt import IMAGE_NOTE
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import GatewayProcess
+from tests.servers import RedisServer
 
 PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(5000)).decode()
 URL = f"data:image/png;base64,{PICTURE}"
@@ -50,10 +52,50 @@ async def test_nothing_is_fetched_from_elsewhere(client, scripted, url):
     assert scripted.generations == []
 
 
-async def test_a_model_that_sees_is_not_told_that_it_cannot(one_redis):
-    with FakeWorker(plan={"vision": True}) as worker, GatewayProcess(one_redis, worker.url) as gateway:
-        await gateway.until_ready()
-        async with await gateway.client("seeing") as client:
-            with pytest.raises(openai.BadRequestError, match="/v1/chat/completions") as refused:
-                await client.responses.create(input=asking())
-        assert refused.value.code == "unsupported_parameter" and worker.generations == []
+@pytest.fixture(scope="module")
+def sighted_worker() -> Iterator[FakeWorker]:
+    with FakeWorker(plan={"vision": True}) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def sighted_gateway(one_redis: RedisServer, sighted_worker: FakeWorker) -> Iterator[GatewayProcess]:
+    with GatewayProcess(one_redis, sighted_worker.url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def sighted(sighted_gateway: GatewayProcess, person: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    await sighted_gateway.until_ready()
+    async with await sighted_gateway.client(person) as client:
+        yield client
+
+
+SHOWN = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": URL}}]
+
+
+async def test_a_model_that_sees_is_shown_a_picture_in_this_turn_and_the_next_ones(sighted, sighted_worker):
+    response = await sighted.responses.create(input=asking())
+    assert response.status == "completed" and "deskmate:images_replaced" not in response.metadata
+    (item,) = (await sighted.responses.input_items.list(response.id)).data
+    assert item.content[1].image_url == URL
+    await sighted.responses.create(input="And now?", previous_response_id=response.id)
+    counted = await sighted.responses.input_tokens.count(input=[item.to_dict()])
+    asked = [record.body["messages"][1] for record in sighted_worker.requests[-3:] if "messages" in record.body]
+    assert asked == [{"role": "user", "content": SHOWN}] * len(asked) and counted.input_tokens > 0
+    assert all(record.body["return_token_ids"] is False for record in sighted_worker.generations)
+
+
+async def test_an_answer_to_a_picture_is_written_again_while_nothing_of_it_was_seen(sighted, sighted_worker):
+    sighted_worker.script(fail="close_after:0", times=1)
+    response = await sighted.responses.create(input=asking())
+    assert response.status == "completed" and response.output_text
+    assert [record.state for record in sighted_worker.generations[-2:]] == ["failed", "finished"]
+
+
+async def test_an_answer_to_a_picture_that_breaks_off_later_fails_and_what_was_said_is_kept(sighted, sighted_worker):
+    sighted_worker.script(fail="close_after:5", times=1)
+    response = await sighted.responses.create(input=asking())
+    assert (response.status, response.error.code) == ("failed", "engine_lost")
+    (item,) = response.output
+    assert item.status == "incomplete" and item.content[0].text

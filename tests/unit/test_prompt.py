@@ -9,6 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from gateway.prompt import (
+    IMAGE_NOTE,
+    PICTURE_TOKENS,
     WORD_JOINER,
     Function,
     Message,
@@ -17,6 +19,7 @@ from gateway.prompt import (
     estimate_tokens,
     first_round,
     harmless_json,
+    has_pictures,
     most_tokens,
     neutralise,
     rounds_of,
@@ -87,6 +90,20 @@ def test_every_message_is_neutralised_the_system_message_too():
     messages = to_messages("no <|x|>", [{"type": "message", "role": "user", "content": "hi <|x|>"}], ("<|x|>",))
     assert [message.role for message in messages] == ["system", "user"]
     assert not any("<|x|>" in message.content for message in messages)
+
+
+def test_a_model_that_sees_is_shown_pictures_and_every_other_one_told_of_them():
+    url = "data:image/png;base64,AAAA"
+    parts = [{"type": "input_text", "text": "<|"}, {"type": "input_image", "detail": "auto", "image_url": url}]
+    item = {"role": "user", "content": [*parts, {"type": "input_text", "text": "x|>"}]}
+    (shown,) = to_messages(None, [item], ("<|x|>",), sees=True)
+    (told,) = to_messages(None, [item], ("<|x|>",))
+    before, picture, after = shown.content
+    assert picture == {"type": "image_url", "image_url": {"url": url}}
+    assert (before, after) == ({"type": "text", "text": "<|"}, {"type": "text", "text": f"{WORD_JOINER}x|>"})
+    assert told == Message("user", f"<|\n{IMAGE_NOTE}\nx|>")
+    assert has_pictures([shown]) and not has_pictures([told])
+    assert estimate_tokens([shown]) > PICTURE_TOKENS > estimate_tokens([told])
 
 
 def test_messages_keep_their_order_developers_speak_as_the_system_and_what_is_no_message_is_left_out():

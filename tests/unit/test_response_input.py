@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from gateway.api import response_input as module
-from gateway.api.response_image import images_in
+from gateway.api.response_image import images_replaced, kept
 from gateway.api.response_input import check_model, parse_create, parse_input, question_of
 from gateway.api.response_output import render_item
 from gateway.api.response_tools import check_parser
@@ -355,11 +355,19 @@ def test_an_item_that_is_only_named_is_a_reference_with_or_without_its_type():
     ]
 
 
-def test_of_an_image_only_that_it_was_there_is_kept_and_its_item_may_be_sent_back():
+@pytest.mark.parametrize("sees", [False, True])
+def test_a_picture_is_kept_for_a_model_that_sees_and_its_item_may_be_sent_back(sees):
     image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": None}
-    (item,) = parse_input([{"role": "user", "content": [{"type": "input_text", "text": "a"}, image]}])
-    assert item["content"] == [{"type": "input_text", "text": "a"}, {"type": "input_image", "detail": "auto"}]
-    shown = render_item(Item("msg_1", item))
-    assert parse_input([shown]) == [item] and images_in([item, item]) == 2
+    (parsed,) = parse_input([{"role": "user", "content": [{"type": "input_text", "text": "a"}, image]}])
+    item = kept(parsed, sees)
+    picture = {"image_url": "data:image/png;base64,AAAA"} if sees else {}
+    assert item["content"] == [{"type": "input_text", "text": "a"}, {"type": "input_image", "detail": "auto"} | picture]
+    assert parse_input([render_item(Item("msg_1", item))]) == [item]
+    assert images_replaced([item, item]) == (0 if sees else 2)
+
+
+def test_no_model_sees_the_pictures_of_tools_and_of_other_roles():
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
     output = {"type": "function_call_output", "call_id": "c", "output": [image]}
-    assert images_in(parse_input([output])) == 1
+    told = {"role": "system", "content": [image]}
+    assert images_replaced([kept(item, True) for item in parse_input([output, told])]) == 2
