@@ -15,10 +15,10 @@ COMMANDS = (
     "exists del unlink type expire expireat expiretime pexpire pexpireat pexpiretime persist ttl pttl "
     "get set getdel incr decr "
     "hdel hexists hget hgetall hincrby hmget hset hsetnx "
-    "lpos lrange lrem rpush "
+    "lindex llen lpop lpos lrange lrem rpush "
     "sadd scard smembers srem "
     "xadd xrange "
-    "zadd zcard zrange zrangebyscore zrem zrevrange zrevrank zscore"
+    "zadd zcard zcount zrange zrangebyscore zrem zremrangebyscore zrevrange zrevrank zscore"
 )
 
 

@@ -122,7 +122,6 @@ def gateway_settings(wishes: Wishes, home: Home, sockets: Sockets, given: Mappin
     if not wishes.worker_urls and not wishes.model:
         own.setdefault("DESKMATE_TEMPERATURE", DEMO_TEMPERATURE)  # its plan says so too, but is not there at once
     if wishes.gateways > 1:
-        own.setdefault("DESKMATE_GATEWAYS", str(wishes.gateways))  # there may be more on other machines
         decided["DESKMATE_METRICS_FOLDER"] = str(home.metrics)
     if wishes.seats is not None:
         decided["DESKMATE_SEATS"] = str(wishes.seats)

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gateway import VERSION
-from gateway.admission.queue import RoundRobinQueue, share
+from gateway.admission.line import Capacity, Line
+from gateway.admission.queue import FairQueue
 from gateway.api import (
     admin,
     conversations,
@@ -70,18 +71,16 @@ class Gateway:
         self.store = RedisConversations(
             self.redis, retention_days=settings.retention_days, log_ttl_seconds=settings.log_ttl_seconds
         )
-        self.queue = RoundRobinQueue(
-            lambda: share(self.engine.seats, settings.gateways),
-            per_person=settings.queue_per_person,
-            max_wait_seconds=settings.max_wait_seconds,
-        )
-        self.engine.on_change(self.queue.dispatch)
+        holder = f"gw_{secrets.token_hex(6)}"
+        line = Line(self.redis, holder, settings.queue_per_person, settings.max_wait_seconds)
+        self.queue = FairQueue(line, lambda: Capacity(self.engine.seats, self.engine.kv_tokens))
+        self.engine.on_change(self.queue.changed)
         self.runner = Runner(
             self.store,
             self.queue,
             self.engine,
             self.metrics,
-            holder=f"gw_{secrets.token_hex(6)}",
+            holder=holder,
             salt_of=keys.cache_salt,
             seal=partial(seal, keys),
         )
@@ -149,6 +148,7 @@ class Gateway:
         opening = await self._open_storage()
         watching = asyncio.create_task(self.auth.watch.run())
         await self.engine.start()
+        await self.queue.start()
         await self.runner.start()
         measuring = asyncio.create_task(self._measure_for_others())
         try:
@@ -158,6 +158,7 @@ class Gateway:
             watching.cancel()
             measuring.cancel()
             await self.runner.close(max(0.0, self._stop_at - time.monotonic()))
+            await self.queue.close()
             await self.engine.close()
             await self.redis.aclose()
 

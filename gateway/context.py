@@ -45,6 +45,7 @@ class TurnRequest:
     form: Form = PLAIN
     compact_at: int | None = None  # tokens of context above which it is made short before it is answered
     resumes: bool = False  # of a gateway that died
+    flex: bool = False  # it can wait
 
 
 @dataclass(frozen=True, slots=True)

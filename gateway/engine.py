@@ -213,6 +213,7 @@ class _Worker:
     state: EngineState = EngineState.LOADING
     since: float = field(default_factory=time.time)
     seats: int = 0
+    kv_tokens: int | None = None
     in_flight: int = 0
     unanswered: set[asyncio.Timeout] = field(default_factory=set)  # of requests that have no status yet
     streams: set[Upstream] = field(default_factory=set)
@@ -279,7 +280,16 @@ class Engine:
     @property
     def seats(self) -> int:
         """Requests that may be in flight now: the seats of the workers that are ready."""
-        return sum(worker.seats for worker in self._workers if worker.state is EngineState.READY)
+        return sum(worker.seats for worker in self._ready())
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the caches of the ready workers hold together; None where one does not tell."""
+        each = [worker.kv_tokens for worker in self._ready()]
+        return None if None in each else sum(filter(None, each))
+
+    def _ready(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.state is EngineState.READY]
 
     # requests -----------------------------------------------------------------------------------------------------
     @asynccontextmanager
@@ -368,7 +378,7 @@ class Engine:
         raise EngineLost("No worker answers; see `deskmate status`.")
 
     def _pick(self) -> _Worker:
-        ready = [worker for worker in self._workers if worker.state is EngineState.READY]
+        ready = self._ready()
         if not ready:
             raise EngineAway("No engine is ready; ask again in a moment.")
         return min(ready, key=lambda worker: worker.in_flight / max(1, worker.seats))
@@ -420,7 +430,7 @@ class Engine:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError):
             return
         self._plan_model = model
-        worker.seats = model.seats
+        worker.seats, worker.kv_tokens = model.seats, model.kv_tokens
         self._set(worker, EngineState.READY)
 
     async def _ask_model(self, worker: _Worker) -> ModelFacts:

@@ -47,6 +47,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     sampling: Sampling
     form: Form = Form()
     compact_at: int | None = None  # tokens of context above which it is made short first
+    flex: bool = False  # it can wait
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):

@@ -186,7 +186,7 @@ class RelayResponse:
                 served.outcome = "left"
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
-                await self._place.release(served.completion_tokens)
+                await self._place.release(max(0, served.completion_tokens), served.prompt_tokens - served.cached_tokens)
             served.seconds = time.monotonic() - self._began
             self._relay.on_served(self._order.principal, served)
 
@@ -241,13 +241,15 @@ class RelayResponse:
 
     # streamed ---------------------------------------------------------------------------------------------------------
     async def _stream(self, send: Send) -> None:
-        events = _Events(self._order, self._served)
+        served = self._served
+        events = _Events(self._order, served)
         self._patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._start_comments, send)
         try:
             async with self._open() as upstream:
                 async for data in upstream.chunks():  # the hot path: once for each read, however many events it holds
                     whole = events.take(data)
-                    if self._served.first_seconds is None and (whole or not events.broken):
+                    self._place.produced = served.completion_tokens
+                    if served.first_seconds is None and (whole or not events.broken):
                         await self._first_arrived(send)
                     if whole:
                         await send({"type": "http.response.body", "body": whole, "more_body": True})
@@ -257,7 +259,7 @@ class RelayResponse:
             await self._stop_comments()
         if not events.ended:
             raise EngineLost("The engine ended the answer without finishing it; ask again in a moment.")
-        self._served.outcome = "completed"
+        served.outcome = "completed"
         await self._end(send, b"")
 
     async def _first_arrived(self, send: Send) -> None:

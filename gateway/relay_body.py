@@ -76,6 +76,7 @@ class RelayBody:
     max_tokens_given: bool = True
     form: Json = field(default_factory=dict)  # what the answer must be beside text, as a chat asks for it
     schema: str = "tools"  # the field that asks for it
+    flex: bool = False  # it can wait
 
 
 Rewrite = Callable[[Json, ModelFacts, Collection[str], str], RelayBody]
@@ -137,6 +138,8 @@ def _begin(body: Json, honoured: Collection[str], model: ModelFacts, aliases: Co
             continue
         if name in honoured:
             made.fields[name] = value
+        elif name == "service_tier" and value == "flex":
+            made.flex = True  # for our line; the engine has none
         elif name in _DANGEROUS:
             raise UnsupportedParameter(f"'{name}' may not be set by callers of this server.", param=name)
         else:

@@ -163,7 +163,8 @@ class Runner:
             if order.begin is not None:
                 check_outputs(request.items, len(request.items) - len(order.begin.input))
             prompt = await build_prompt(request, self._engine)
-            place = await self._admission.enqueue(Ticket(request.person, prompt.tokens, request.sampling.max_tokens))
+            ticket = Ticket(request.person, prompt.tokens, request.sampling.max_tokens, flex=request.flex)
+            place = await self._admission.enqueue(ticket)
         except BaseException:
             if begun is not None:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(GIVE_BACK_SECONDS), suppress(Unavailable):
@@ -329,13 +330,15 @@ class Runner:
             form=asked.form,
             compact_at=asked.compact_at,
             resumes=True,
+            flex=asked.flex,
         )
         prompt = None
         try:
             if not live.said.prompt_token_ids:
                 prompt = await build_prompt(shortened(request, live.said), self._engine)
             tokens = prompt.tokens if prompt else len(live.said.prompt_token_ids)
-            ticket = Ticket(live.owner, tokens, asked.sampling.max_tokens, promised=bool(live.said.tokens))
+            promised = bool(live.said.tokens)
+            ticket = Ticket(live.owner, tokens, asked.sampling.max_tokens, promised=promised, flex=asked.flex)
             place = await self._admission.enqueue(ticket)
         except Refusal as refusal:
             await self._end(live, refusal.code, refusal.message)
@@ -432,7 +435,13 @@ def _tries(said: Sequence[TurnEvent]) -> int:
 
 def _asked(request: TurnRequest) -> Asked:
     return Asked(
-        request.model, request.system, request.window, request.sampling, request.form, compact_at=request.compact_at
+        request.model,
+        request.system,
+        request.window,
+        request.sampling,
+        request.form,
+        compact_at=request.compact_at,
+        flex=request.flex,
     )
 
 

@@ -53,9 +53,6 @@ class Settings:
     plan_file: Path | None = _setting("The local worker's plan (JSON), readable before the engine has loaded.", None)
     status_file: Path | None = _setting("The supervisor's status (JSON), shown by `/readyz`.", None)
     model_aliases: tuple[str, ...] = _setting("Further names under which the served model may be asked for.", ())
-    gateways: int = _setting(
-        "Gateway processes that share the engines, on all machines; each gives out its share of their seats.", 1
-    )
     seats: int = _setting("Requests in flight per worker when it serves no plan (a bare vLLM).", 16)
     context_tokens: int | None = _setting("Context length when a bare vLLM does not tell it.", None)
     tool_parser: str | None = _setting(

@@ -20,7 +20,7 @@ from gateway.admission import Place
 from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
-from gateway.events import Compacted, Delta, Form, Progress, Queued, TurnEvent
+from gateway.events import Compacted, Delta, Finished, Form, Progress, Queued, TurnEvent
 from gateway.prompt import Message, Window, current, has_pictures
 from gateway.said import Said
 from gateway.speech import Speech
@@ -44,6 +44,7 @@ async def run_turn(
     None. The place is released here, whatever happens.
     """
     speech = Speech(said, request.form or None, began=time.monotonic())
+    finished: Finished | None = None
     try:
         async for event in _wait(place, engine):
             yield event
@@ -60,11 +61,14 @@ async def run_turn(
         async with aclosing(_speak(request, prompt, engine, speech)) as events:
             async for event in events:
                 said.hear(event)
+                place.produced = speech.tokens
                 yield event
-        yield speech.finish()
+        finished = speech.finish()
+        yield finished
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
-            await place.release(speech.tokens + said.unseen)
+            read = finished.prompt_tokens - finished.cached_tokens if finished else None
+            await place.release(speech.tokens + said.unseen, read)
 
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
-from gateway.admission.queue import RoundRobinQueue
+from gateway.admission.queue import FairQueue
 from gateway.app import Gateway
 from gateway.auth.principal import Principal, Scope
 from gateway.engine import Engine, EngineState
@@ -40,7 +40,7 @@ class RelayGateway:
         return self.app.engine
 
     @property
-    def queue(self) -> RoundRobinQueue:
+    def queue(self) -> FairQueue:
         return self.app.queue
 
     async def new_key(self, person: str, scopes: frozenset[Scope] = frozenset({Scope.CHAT})) -> str:

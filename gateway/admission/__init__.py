@@ -1,4 +1,4 @@
-"""Who may run now: the contract of the queue in front of the engine; `queue.py` fulfils it.
+"""Who may run now: the contract of the queue in front of the engine; `queue.py` fulfils it, `line.py` decides.
 
 Knows nothing of HTTP, of prompts or of answers: a ticket is a person and a size.
 """
@@ -10,10 +10,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    person: str  # whose turn in the round it uses; a person's ten keys are one person
+    person: str  # who is served by it; a person's ten keys are one person
     prompt_tokens: int
     max_tokens: int
     promised: bool = False  # its answer has begun already: never refused, and before whoever waits for a first word
+    flex: bool = False  # it can wait: only a floor of the service while others are there
+    weight: float = 1.0  # of the person; twice the weight, twice the share
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +27,24 @@ class Waiting:
 class Place(Protocol):
     """One request's place in line, later its seat. Whoever got it releases it, in every case."""
 
+    produced: int  # tokens of the answer so far; whoever has the seat writes it
+
     def wait(self) -> AsyncIterator[Waiting]:
-        """The place now and, as long as it takes, once a second; ends when the seat is given, after a last
+        """The place now and, as long as it takes, about once a second; ends when the seat is given, after a last
         `Waiting(0, 0.0)`. A seat free at once gives just that one."""
         ...
 
-    async def release(self, tokens: int = 0) -> None:
-        """Leave the line or give the seat back; `tokens` were really produced. Safe to repeat."""
+    async def release(self, tokens: int = 0, prompt: int | None = None) -> None:
+        """Leave the line or give the seat back. Safe to repeat.
+
+        `tokens` were really produced, and `prompt` tokens really read (less those of the prefix cache); None: as many
+        as the ticket said.
+        """
         ...
 
 
 class Admission(Protocol):
-    async def check(self, ticket: Ticket) -> None:
-        """Read only: raises Busy when the person's line or the estimated wait is too long already."""
-        ...
-
     async def enqueue(self, ticket: Ticket) -> Place:
-        """Take a place: instant. Raises Busy as `check`."""
+        """Take a place: instant. Raises Busy when the person's line or the estimated wait is too long already, and
+        StorageDown."""
         ...

@@ -1,137 +1,204 @@
-"""Round robin between people, in this process: the first fair queue. Knows nothing of what a request is.
+"""A gateway's part of the shared line: who of its people waits, who has a seat, and what Redis must be told of them.
 
-Seats are given to whoever is next in the round, one request a person and round, so nobody is ever behind all of
-somebody else's requests. In flight never exceeds the capacity, which is asked anew at every step: while no engine
-is ready it is zero and everybody waits.
+Who is next is decided in Redis (`line.py`); here is what a process must keep: an event for each place, a lease, and
+what could not be told yet because Redis was away. Knows nothing of what a request is.
 """
 
 import asyncio
+import logging
+import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import suppress
 
 from gateway.admission import Ticket, Waiting
-from gateway.errors import Busy
+from gateway.admission.line import Capacity, How, Line, Lost
+from gateway.errors import Unavailable
 
-UPDATE_SECONDS = 1.0
-_NEWEST_WEIGHT = 0.2  # of the moving average of how long a seat is held
+LEASE_SECONDS = 2.0
+STEP_SECONDS = 0.25  # between two signs of life, and two reports of what was produced
+LISTEN_SECONDS = 0.03  # while somebody waits here for a seat that another gateway may give back
+UPDATE_SECONDS = 1.0  # between two looks at the places in line
+FIRST_LOOK_SECONDS = 0.1  # for those that came just now, together
+RETRY_SECONDS = 0.2
+
+log = logging.getLogger("deskmate.queue")
 
 
-def share(seats: int, gateways: int) -> int:
-    """What one of several gateways gives out of seats they all see; each has one while there is any."""
-    return max(1, seats // max(1, gateways)) if seats else 0
+class FairQueue:
+    """An `Admission`. Start it, call `changed` whenever the capacity may have, close it."""
 
-
-class RoundRobinQueue:
-    """An `Admission` for one gateway process. Call `dispatch` whenever the capacity may have grown."""
-
-    def __init__(self, capacity: Callable[[], int], *, per_person: int, max_wait_seconds: float) -> None:
+    def __init__(self, line: Line, capacity: Callable[[], Capacity]) -> None:
+        self._line = line
         self._capacity = capacity
-        self._per_person = per_person
-        self._max_wait_seconds = max_wait_seconds
-        self._lines: OrderedDict[str, deque[_Place]] = OrderedDict()  # in the order of the round; no empty line
-        self._held_seconds: float | None = None
-        self.in_flight = 0
+        self._waiting: dict[str, _Place] = {}
+        self._seated: dict[str, _Place] = {}
+        self._left: dict[str, tuple[int, int | None]] = {}  # not told yet
+        self._heard: set[str] = set()
+        self._registered = False
+        self._alone = True
+        self._look_at = 0.0
+        self._wake = asyncio.Event()
+        self._entering = asyncio.Lock()  # registering anew, with all that is held
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._forever())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._seated)
 
     @property
     def waiting(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return len(self._waiting)
 
-    async def check(self, ticket: Ticket) -> None:
-        line = self._lines.get(ticket.person, ())
-        eta = self._eta(len(self._lines) + 1) or 0.0  # who has no line yet has one of each other person before them
-        if len(line) >= self._per_person:
-            raise Busy(
-                f"You have {len(line)} requests waiting, which is the limit; wait for some of them to finish.",
-                retry_after_seconds=self._eta(len(line)) or 2.0,
-            )
-        if not line and eta > self._max_wait_seconds:
-            raise Busy(f"The wait is about {eta:.0f} s; ask again later.", retry_after_seconds=eta)
+    def changed(self) -> None:
+        self._wake.set()
 
+    # a place ----------------------------------------------------------------------------------------------------------
     async def enqueue(self, ticket: Ticket) -> "_Place":
-        place = _Place(self, ticket.person)
-        if ticket.promised:
-            self._lines.setdefault(ticket.person, deque()).appendleft(place)
-            self._lines.move_to_end(ticket.person, last=False)
-        else:
-            await self.check(ticket)
-            self._lines.setdefault(ticket.person, deque()).append(place)
-        self.dispatch()
+        place = _Place(self, secrets.token_hex(8), ticket)
+        how = How.PROMISED if ticket.promised else How.NEW
+        try:
+            while True:
+                if not self._registered:
+                    await self._register()
+                try:
+                    seats = await self._line.join(self._capacity(), place.id, ticket, how)
+                    break
+                except Lost:
+                    self._registered = False
+        except BaseException:
+            self._left[place.id] = (0, 0)  # whether it came into the line is not known
+            self._wake.set()
+            raise
+        self._waiting[place.id] = place
+        self._give(seats)
+        if not place.seated:
+            self._look_at = min(self._look_at, time.monotonic() + FIRST_LOOK_SECONDS)
+            self._wake.set()
         return place
 
-    def dispatch(self) -> None:
-        """Give out every free seat."""
-        while self._lines and self.in_flight < self._capacity():
-            person, line = self._lines.popitem(last=False)
-            place = line.popleft()
-            if line:
-                self._lines[person] = line  # to the end of the round
-            self.in_flight += 1
-            place.take_seat()
+    async def leave(self, place: "_Place", produced: int, prompt: int | None) -> None:
+        self._waiting.pop(place.id, None)
+        self._seated.pop(place.id, None)
+        self._heard.discard(place.id)
+        self._left[place.id] = (produced, prompt)
+        with suppress(Unavailable):  # then it is told again later
+            await self._tell([place.id])
+        self._wake.set()
 
-    def position(self, place: "_Place") -> int:
-        """1 for the place that gets the next free seat."""
-        own = self._lines[place.person].index(place)
-        before = own + 1
-        ahead = True  # people whose turn in the round comes before this one's
-        for person, line in self._lines.items():
-            if person == place.person:
-                ahead = False
-            else:
-                before += min(len(line), own + ahead)
-        return before
+    async def _tell(self, gone: Sequence[str]) -> None:
+        if gone:
+            self._give(await self._line.leave(self._capacity(), {id: self._left[id] for id in gone}))
+            for id in gone:
+                self._left.pop(id, None)
 
-    def estimate(self, place: "_Place") -> Waiting:
-        position = self.position(place)
-        return Waiting(position, self._eta(position))
+    def _give(self, seats: Collection[str]) -> None:
+        for id in seats:
+            self._heard.add(id)
+            if (place := self._waiting.pop(id, None)) is not None:
+                self._seated[id] = place
+                place.take_seat()
 
-    def leave(self, place: "_Place") -> None:
-        line = self._lines[place.person]
-        line.remove(place)
-        if not line:
-            del self._lines[place.person]
+    # the lease --------------------------------------------------------------------------------------------------------
+    async def _forever(self) -> None:
+        while True:
+            try:
+                await self._step()
+            except Unavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:  # the outermost edge of a loop of ours
+                log.exception("the queue's loop broke off and begins again")
+                await asyncio.sleep(RETRY_SECONDS)
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
 
-    def free(self, held_seconds: float, produced: bool) -> None:
-        self.in_flight -= 1
-        if produced:
-            old = held_seconds if self._held_seconds is None else self._held_seconds
-            self._held_seconds = old + _NEWEST_WEIGHT * (held_seconds - old)
-        self.dispatch()
+    def _pause(self) -> float:
+        if not self._waiting:
+            return STEP_SECONDS
+        until_look = max(0.0, self._look_at - time.monotonic())
+        return min(STEP_SECONDS if self._alone else LISTEN_SECONDS, until_look)
 
-    def _eta(self, position: int) -> float | None:
-        capacity = self._capacity()
-        if self._held_seconds is None or not capacity:
-            return None
-        return round(self._held_seconds * position / capacity, 1)
+    async def _step(self) -> None:
+        if not self._registered:
+            await self._register()
+        await self._tell(list(self._left))
+        heard = list(self._heard)
+        produced = {id: place.produced for id, place in self._seated.items()}
+        try:
+            others, seats = await self._line.step(self._capacity(), LEASE_SECONDS, heard=heard, produced=produced)
+        except Lost:
+            self._registered = False
+            return
+        self._alone = not others
+        self._heard.difference_update(heard)
+        self._give(seats)
+        if self._waiting and time.monotonic() >= self._look_at:
+            await self._look()
+
+    async def _register(self) -> None:
+        """Come in as a new gateway, and bring back what is held: what is in flight at once, the rest in its order."""
+        async with self._entering:
+            if self._registered:
+                return
+            capacity = self._capacity()
+            await self._line.step(capacity, LEASE_SECONDS, register=True)
+            for places, how in ((self._seated, How.SEATED), (self._waiting, How.PROMISED)):
+                for place in list(places.values()):
+                    with suppress(Lost):  # it took longer than the lease: the next step begins again
+                        self._give(await self._line.join(capacity, place.id, place.ticket, how))
+            self._registered = True
+
+    async def _look(self) -> None:
+        self._look_at = time.monotonic() + UPDATE_SECONDS
+        for id, waiting in (await self._line.places(self._capacity())).items():
+            if (place := self._waiting.get(id)) is not None:
+                place.now_at(waiting)
 
 
 class _Place:
-    def __init__(self, queue: RoundRobinQueue, person: str) -> None:
-        self.person = person
+    """`produced` grows with the answer: it is what a death in the middle would charge."""
+
+    def __init__(self, queue: FairQueue, id: str, ticket: Ticket) -> None:
+        self.id = id
+        self.ticket = ticket
+        self.produced = 0
+        self.seated = False
         self._queue = queue
-        self._seated = asyncio.Event()
-        self._seated_at = 0.0
+        self._at: Waiting | None = None
+        self._moved = asyncio.Event()
         self._released = False
 
     def take_seat(self) -> None:
-        self._seated_at = time.monotonic()
-        self._seated.set()
+        self.seated = True
+        self._moved.set()
+
+    def now_at(self, waiting: Waiting) -> None:
+        self._at = waiting
+        self._moved.set()
 
     async def wait(self) -> AsyncIterator[Waiting]:
-        while not self._seated.is_set():
-            yield self._queue.estimate(self)
-            try:
-                async with asyncio.timeout(UPDATE_SECONDS):
-                    await self._seated.wait()
-            except TimeoutError:
-                pass
+        while True:
+            if not self.seated:
+                await self._moved.wait()
+                self._moved.clear()
+            if self.seated:
+                break
+            if self._at is not None:
+                yield self._at
         yield Waiting(0, 0.0)
 
-    async def release(self, tokens: int = 0) -> None:
+    async def release(self, tokens: int = 0, prompt: int | None = None) -> None:
         if self._released:
             return
         self._released = True
-        if self._seated.is_set():
-            self._queue.free(time.monotonic() - self._seated_at, tokens > 0)
-        else:
-            self._queue.leave(self)
+        await self._queue.leave(self, tokens, prompt)

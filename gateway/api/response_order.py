@@ -93,6 +93,7 @@ class Orders:
             sampling=_sampling(create, self.engine.defaults),
             form=wishes.form,
             compact_at=_compact_at(create, model),
+            flex=create.service_tier == "flex",
         )
 
     async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:
@@ -216,6 +217,7 @@ def _echo(create: CreateResponse, turn: TurnRequest, images: int, created_at: in
         safety_identifier=create.safety_identifier,
         prompt_cache_key=create.prompt_cache_key,
         images_replaced=images,
+        service_tier="flex" if turn.flex else "default",
         effort=create.effort if model and model.reasoning_parser else None,
         conversation=create.conversation_id,
         previous=create.previous_response_id,

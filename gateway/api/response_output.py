@@ -53,6 +53,7 @@ class Echo(msgspec.Struct, omit_defaults=True, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     images_replaced: int = 0
+    service_tier: str = "default"
     effort: str | None = None
     conversation: str | None = None
     previous: str | None = None
@@ -152,7 +153,7 @@ def response_object(
         "max_tool_calls": echo.max_tool_calls,
         "store": echo.store,
         "background": echo.background,
-        "service_tier": "default",
+        "service_tier": echo.service_tier,
         "metadata": echo.metadata | _replaced(echo) | _timing(outcome),
         "safety_identifier": echo.safety_identifier,
         "prompt_cache_key": echo.prompt_cache_key,

@@ -2,6 +2,7 @@
 
 What is not named here is derived from something that is: dm:convs from conversations, dm:leases from running turns,
 dm:users and dm:delegates from people, dm:keys from keys, dm:sessions from sessions.
+The line in front of the engine (dm:line) begins anew.
 """
 
 from collections import defaultdict
@@ -14,7 +15,7 @@ FAMILIES = frozenset({"conv", "turn"})
 ALONE = frozenset({"usage", "link", "try", "trusted", "key", "session"})
 PEOPLE = "username"
 DERIVED = frozenset({
-    "meta", "convs", "order", "turns", "shelf", "stream", "idem", "leases",
+    "meta", "convs", "order", "turns", "shelf", "stream", "idem", "leases", "line",
     "user", "users", "delegates", "keys", "sessions",
 })  # fmt: skip
 

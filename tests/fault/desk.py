@@ -199,7 +199,6 @@ async def desk(
         user = f"{name}@" if name else ""
         variables = {
             "DESKMATE_REDIS_URL": f"redis://{user}127.0.0.1:{made.redis_wire.port}/0",
-            "DESKMATE_GATEWAYS": str(gateways),
             **(environment or {}),
         }
         urls = ",".join(wire.url for wire in made.worker_wires)

@@ -172,6 +172,8 @@ class Store:
 
 
 class Place:
+    produced = 0
+
     def __init__(self, seated: bool) -> None:
         self.seat = asyncio.Event()
         if seated:
@@ -187,7 +189,7 @@ class Place:
             await self.seat.wait()
         yield Waiting(0, 0.0)
 
-    async def release(self, tokens: int = 0) -> None:
+    async def release(self, tokens: int = 0, prompt: int | None = None) -> None:
         self.releases += 1
         self.tokens += tokens
 

@@ -77,10 +77,12 @@ WRITTEN = Call("call_f", "f", '{"a":1}')
 
 
 class Place:
+    produced = 0
+
     async def wait(self) -> AsyncGenerator[Waiting, None]:
         yield Waiting(0, 0.0)
 
-    async def release(self, tokens: int = 0) -> None:
+    async def release(self, tokens: int = 0, prompt: int | None = None) -> None:
         self.tokens = tokens
 
 

@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- A gateway lives: prolong its lease, tell what its answers have come to, hear which requests have a seat.
+--
+-- KEYS   none; reads and writes dm:line:*
+-- ARGV   1-5 as in parts/line.lua, then lease (ms), 1 to register as a gateway that holds nothing yet, how many ids follow
+--        that were heard to have a seat, these, then for each answer under way its id and its tokens
+-- result {"ok" or "alone" (no other gateway is there), ids of this gateway that have a seat}, or {"lost"} when it must
+--        register again
+-- include line
+bury()
+if ARGV[7] ~= '1' and not known() then return {'lost'} end
+redis.call('ZADD', 'dm:line:gateways', now + ARGV[6], gateway)
+local heard = tonumber(ARGV[8])
+for i = 9, 8 + heard do redis.call('SREM', 'dm:line:granted:' .. gateway, ARGV[i]) end
+for i = 9 + heard, #ARGV, 2 do
+  local request = request_of(ARGV[i])
+  if request and request.seated then
+    note(request, tonumber(ARGV[i + 1]), false, request.prompt)
+    keep(ARGV[i], request)
+  end
+end
+local since = now - clock.rate_at
+if since >= 1000 then
+  local rate = (clock.served - clock.rate_served) * 1000 / since
+  if since < 5000 and somebody_waits() then
+    clock.rate = clock.rate == 0 and rate or clock.rate + NEWEST * (rate - clock.rate)
+  end
+  clock.rate_at, clock.rate_served = now, clock.served
+end
+dispatch()
+return done(redis.call('ZCARD', 'dm:line:gateways') == 1 and 'alone' or 'ok')

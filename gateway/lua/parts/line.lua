@@ -1,0 +1,249 @@
+-- The line in front of the engine, which all gateways share: who gets the next seat. Part of other scripts.
+-- ARGV[1] now (ms; 0: Redis' own clock), ARGV[2] the gateway, ARGV[3] seats, ARGV[4] how many of them are kept,
+-- ARGV[5] KV tokens (0: unknown). Names are computed here: one Redis, no cluster.
+--
+--   dm:line:clock          HASH  v: the virtual clock; inter, flex: what each class was given; flying: requests in flight;
+--                                reserved: their KV tokens; served: all that was ever given; mean: output of an answer;
+--                                rate: what is served in a second, measured at rate_at (ms) with rate_served
+--   dm:line:people         HASH  person: counter c, expected output e, requests in flight n (packed)
+--   dm:line:requests       HASH  id: who, how large, since when, what is charged already (packed)
+--   dm:line:ready:{class}  ZSET  people with somebody waiting, by counter
+--   dm:line:{class}:{u}    LIST  ids of a person's waiting requests, the oldest first
+--   dm:line:promised       LIST  ids of answers that have begun already: before everybody
+--   dm:line:light          ZSET  people who came with nothing else in line or in flight, by when (ms)
+--   dm:line:gateways       ZSET  gateways by the end of their lease (ms)
+--   dm:line:gateway:{gw}   SET   ids of a gateway's requests;  dm:line:granted:{gw}: which of them have a seat, not told yet
+--
+-- Whoever was given least, by tokens and weight, is next: the virtual token counter of Sheng et al. (OSDI 2024, arXiv
+-- 2401.00588), with a virtual clock as join rule (who comes back is not owed what they never asked for) and the expected
+-- cost charged up front, corrected by the real one.
+local PROMPT, OUTPUT = 1, 2 -- what a token costs
+local FIRST_GUESS = 128 -- tokens of an answer, before there was one
+local NEWEST = 0.2 -- weight of the newest in a moving average
+local LIGHT_MS = 60000 -- so long seats are kept for people like the one that was seen
+local PASSED_MS = 2000 -- so long a request that is too large for what is free may be passed by smaller ones
+local AHEAD = 4096 -- so much more than their share people may have had and still take a kept seat: a request or two
+local FLOOR = 0.1 -- of the service, for flex while it waits
+
+local now = tonumber(ARGV[1])
+if now == 0 then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local gateway, seats, kept, kv = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+
+-- what is read and written whole -----------------------------------------------------------------------------------
+local NAMES = {'v', 'inter', 'flex', 'flying', 'reserved', 'served', 'mean', 'rate', 'rate_at', 'rate_served'}
+local clock, people, touched = {}, {}, {}
+for i, value in ipairs(redis.call('HMGET', 'dm:line:clock', unpack(NAMES))) do
+  clock[NAMES[i]] = tonumber(value or 0)
+end
+
+local function person_of(name)
+  if not people[name] then
+    local packed = redis.call('HGET', 'dm:line:people', name)
+    people[name] = packed and cmsgpack.unpack(packed) or {c = 0, n = 0}
+  end
+  touched[name] = true
+  return people[name]
+end
+
+local function request_of(id)
+  local packed = redis.call('HGET', 'dm:line:requests', id)
+  return packed and cmsgpack.unpack(packed)
+end
+
+local function keep(id, request)
+  redis.call('HSET', 'dm:line:requests', id, cmsgpack.pack(request))
+end
+
+local function line_of(request) return 'dm:line:' .. request.class .. ':' .. request.who end
+
+-- Write back, and tell this gateway which of its requests have a seat.
+local function done(word)
+  local flat = {}
+  for _, name in ipairs(NAMES) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = clock[name]
+  end
+  redis.call('HSET', 'dm:line:clock', unpack(flat))
+  for name in pairs(touched) do
+    redis.call('HSET', 'dm:line:people', name, cmsgpack.pack(people[name]))
+    redis.call('ZADD', 'dm:line:ready:inter', 'XX', people[name].c, name)
+    redis.call('ZADD', 'dm:line:ready:flex', 'XX', people[name].c, name)
+  end
+  return {word, unpack(redis.call('SMEMBERS', 'dm:line:granted:' .. gateway))}
+end
+
+-- what it costs ------------------------------------------------------------------------------------------------------
+local function expected(request)
+  local guess = person_of(request.who).e or (clock.mean > 0 and clock.mean) or FIRST_GUESS
+  return math.min(request.max, math.ceil(guess))
+end
+
+local function charge(request, cost)
+  local person = person_of(request.who)
+  person.c = person.c + cost / request.weight
+end
+
+-- Bring what is charged up to what was produced; beyond it only at the end, when less may be given back.
+local function note(request, produced, final, prompt)
+  local real = PROMPT * prompt + OUTPUT * produced
+  if final or real > request.charged then
+    charge(request, real - request.charged)
+    request.charged = real
+  end
+  clock.served = clock.served + OUTPUT * math.max(0, produced - request.produced)
+  request.produced = math.max(produced, request.produced)
+end
+
+-- who is next ----------------------------------------------------------------------------------------------------------
+local function need(request)
+  return request.prompt + math.min(request.max, 2 * expected(request))
+end
+
+local function seat(id, request, kept_one)
+  local person = person_of(request.who)
+  if not (request.promised or kept_one) then clock.v = math.max(clock.v, person.c) end
+  request.seated, request.reserved = now, need(request)
+  request.charged = PROMPT * request.prompt + (request.promised and 0 or OUTPUT * expected(request))
+  charge(request, request.charged)
+  clock[request.class] = clock[request.class] + request.charged
+  clock.flying, clock.reserved = clock.flying + 1, clock.reserved + request.reserved
+  clock.served = clock.served + PROMPT * request.prompt
+  person.n = person.n + 1
+  keep(id, request)
+  redis.call('SADD', 'dm:line:granted:' .. request.gateway, id)
+end
+
+-- Seats are kept, from everybody alike, while two people are there of whom one was light.
+local function kept_now()
+  local light = redis.call('ZRANGE', 'dm:line:light', 0, 1)
+  if #light ~= 1 then return #light == 0 and 0 or kept end
+  local others = clock.flying - person_of(light[1]).n
+  for _, class in ipairs({'inter', 'flex'}) do
+    others = others + redis.call('ZCARD', 'dm:line:ready:' .. class)
+    if redis.call('ZSCORE', 'dm:line:ready:' .. class, light[1]) then others = others - 1 end
+  end
+  return others > 0 and kept or 0
+end
+
+-- Also whether it would be on a kept seat.
+local function may_start(name, class)
+  if clock.flying < seats - kept_now() then return true, false end
+  local person = person_of(name)
+  return class == 'inter' and person.n == 0 and person.c <= clock.v + AHEAD, true
+end
+
+-- The one with the smallest counter that may start. True instead: everybody waits until there is memory for somebody.
+local function next_of(class)
+  local from = 0
+  while true do
+    local names = redis.call('ZRANGE', 'dm:line:ready:' .. class, from, from + 15)
+    for _, name in ipairs(names) do
+      local may, kept_one = may_start(name, class)
+      if may then
+        local id = redis.call('LINDEX', 'dm:line:' .. class .. ':' .. name, 0)
+        local request = request_of(id)
+        if kv == 0 or clock.flying == 0 or clock.reserved + need(request) <= kv then return id, request, kept_one end
+        request.passed = request.passed or now
+        keep(id, request)
+        if now - request.passed > PASSED_MS then return true end
+      end
+    end
+    if #names < 16 then return end
+    from = from + 16
+  end
+end
+
+local function leave_line(id, request)
+  local line, ready = line_of(request), 'dm:line:ready:' .. request.class
+  redis.call('LREM', line, 1, id)
+  if redis.call('EXISTS', line) == 0 then redis.call('ZREM', ready, request.who) end
+end
+
+local function dispatch()
+  redis.call('ZREMRANGEBYSCORE', 'dm:line:light', '-inf', now - LIGHT_MS)
+  while clock.flying < seats do
+    local id = redis.call('LPOP', 'dm:line:promised')
+    if id then
+      seat(id, request_of(id))
+    else
+      local first, second = 'inter', 'flex'
+      if clock.flex * (1 - FLOOR) < clock.inter * FLOOR then first, second = 'flex', 'inter' end
+      local request, kept_one
+      id, request, kept_one = next_of(first)
+      if not id then id, request, kept_one = next_of(second) end
+      if not request then return end
+      leave_line(id, request)
+      seat(id, request, kept_one)
+    end
+  end
+end
+
+-- coming and going -------------------------------------------------------------------------------------------------------
+local function come(id, request)
+  keep(id, request)
+  redis.call('SADD', 'dm:line:gateway:' .. request.gateway, id)
+  if request.promised then return redis.call('RPUSH', 'dm:line:promised', id) end
+  local person, ready = person_of(request.who), 'dm:line:ready:' .. request.class
+  local waits = redis.call('ZSCORE', 'dm:line:ready:inter', request.who)
+    or redis.call('ZSCORE', 'dm:line:ready:flex', request.who)
+  if not waits and person.n == 0 then
+    person.c = math.max(person.c, clock.v)
+    if request.class == 'inter' then redis.call('ZADD', 'dm:line:light', now, request.who) end
+  end
+  if redis.call('EXISTS', ready) == 0 then -- a class that comes back is not owed what it never asked for either
+    if request.class == 'flex' then
+      clock.flex = math.max(clock.flex, clock.inter * FLOOR / (1 - FLOOR))
+    else
+      clock.inter = math.max(clock.inter, clock.flex * (1 - FLOOR) / FLOOR)
+    end
+  end
+  redis.call('RPUSH', line_of(request), id)
+  redis.call('ZADD', ready, person.c, request.who)
+end
+
+-- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read.
+local function go(id, produced, prompt)
+  local request = request_of(id)
+  if not request then return end
+  redis.call('HDEL', 'dm:line:requests', id)
+  redis.call('SREM', 'dm:line:gateway:' .. request.gateway, id)
+  redis.call('SREM', 'dm:line:granted:' .. request.gateway, id)
+  if not request.seated then
+    if request.promised then redis.call('LREM', 'dm:line:promised', 1, id) else leave_line(id, request) end
+    return
+  end
+  note(request, produced or request.produced, true, prompt or request.prompt)
+  local person = person_of(request.who)
+  person.n = math.max(0, person.n - 1)
+  clock.flying = math.max(0, clock.flying - 1)
+  clock.reserved = math.max(0, clock.reserved - request.reserved)
+  if produced and produced > 0 then
+    local old, mean = person.e or produced, clock.mean > 0 and clock.mean or produced
+    person.e = old + NEWEST * (produced - old)
+    clock.mean = mean + NEWEST * (produced - mean)
+  end
+end
+
+-- Other gateways whose lease ended: what they had is given back, charged as far as it was told.
+local function bury()
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', 'dm:line:gateways', '-inf', now)) do
+    if dead ~= gateway then
+      for _, id in ipairs(redis.call('SMEMBERS', 'dm:line:gateway:' .. dead)) do go(id) end
+      redis.call('ZREM', 'dm:line:gateways', dead)
+    end
+  end
+end
+
+local function somebody_waits() return redis.call('EXISTS', 'dm:line:ready:inter', 'dm:line:ready:flex') > 0 end
+
+local function known() return redis.call('ZSCORE', 'dm:line:gateways', gateway) end
+
+-- Seconds until `ahead` (service) is done and one of those in flight has ended; nil while nothing is known.
+local function wait_for(ahead)
+  if clock.rate <= 0 or seats <= 0 then return nil end
+  local each = OUTPUT * (clock.mean > 0 and clock.mean or FIRST_GUESS)
+  return (ahead + each) / clock.rate
+end

@@ -1,0 +1,154 @@
+"""The shared line in virtual time: real scripts on a real Redis, and an engine that is a rule of three.
+
+Each request has its own prompt and output; every seat writes tokens at one pace, which is slower the more seats are
+taken. What comes out is what people would have felt: how long they waited for the first token, what they were served.
+"""
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from gateway.admission import Ticket
+from gateway.admission.line import Capacity, Line
+from gateway.errors import Busy
+
+STEP_MS = 250
+LEASE_SECONDS = 2.0
+OVERHEAD_MS = 10.0  # of one engine step
+TOKEN_MS = 0.25  # of each seat in it
+PROMPT_TOKENS_A_MS = 8.0
+
+
+@dataclass(frozen=True)
+class Job:
+    person: str
+    prompt: int
+    output: int
+    most: int | None = None
+    flex: bool = False
+    weight: float = 1.0
+
+
+@dataclass
+class Ran:
+    job: Job
+    came: float
+    seated: float | None = None
+    first: float | None = None
+    done: float | None = None
+    tokens: float = 0.0
+    refused: bool = False
+
+    @property
+    def waited(self) -> float:
+        return ((self.first or float("inf")) - self.came) / 1000
+
+
+@dataclass
+class World:
+    """Time in ms. `closed`: people who keep a number of requests under way; `jobs`: those that come at their time."""
+
+    line: Line
+    capacity: Capacity
+    first_come: bool = False  # one line for all, as if there were one person
+    now: float = 0.0
+    ran: list[Ran] = field(default_factory=list)
+    waiting: dict[str, Ran] = field(default_factory=dict)
+    flying: dict[str, Ran] = field(default_factory=dict)
+    served: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # tokens by weight of kind: 1 and 2
+    history: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    most_flying: int = 0
+
+    def __post_init__(self) -> None:
+        self._count = itertools.count()
+        self._arrivals: list[tuple[float, int, Job]] = []
+        self._again: dict[str, Callable[[], Job]] = {}
+
+    def at(self, ms: float, job: Job) -> None:
+        heapq.heappush(self._arrivals, (ms, next(self._count), job))
+
+    def closed(self, person: str, parallel: int, make: Callable[[], Job], *, start: float = 0) -> None:
+        """`parallel` requests under way from `start` on: one that ends is followed by the next."""
+        self._again[person] = make
+        for _ in range(parallel):
+            self.at(start, make())
+
+    async def run(self, until: float) -> "World":
+        if not self.now:
+            await self.line.step(self.capacity, LEASE_SECONDS, register=True, now_ms=1)
+        next_step = self.now
+        while self.now < until:
+            while self._arrivals and self._arrivals[0][0] <= self.now:
+                await self._arrive(heapq.heappop(self._arrivals)[2])
+            if self.now >= next_step:
+                next_step += STEP_MS
+                produced = {id: int(r.tokens) for id, r in self.flying.items()}
+                _, seats = await self.line.step(
+                    self.capacity, LEASE_SECONDS, produced=produced, heard=list(self.flying), now_ms=int(self.now) + 1
+                )
+                self._seat(seats)
+                self.history.append((self.now, dict(self.served)))
+            await self._engine_step()
+        return self
+
+    async def _arrive(self, job: Job) -> None:
+        ran = Ran(job, self.now)
+        self.ran.append(ran)
+        id = f"r{next(self._count)}"
+        who = "all" if self.first_come else job.person
+        ticket = Ticket(who, job.prompt, job.most or job.output, flex=job.flex, weight=job.weight)
+        try:
+            seats = await self.line.join(self.capacity, id, ticket, now_ms=int(self.now) + 1)
+        except Busy:
+            ran.refused = True
+            return
+        self.waiting[id] = ran
+        self._seat(seats)
+
+    def _seat(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            if (ran := self.waiting.pop(id, None)) is not None:
+                ran.seated = self.now
+                self.flying[id] = ran
+        self.most_flying = max(self.most_flying, len(self.flying))
+
+    async def _engine_step(self) -> None:
+        """One step of the engine: new prompts are read, every other seat writes a token."""
+        reading = [r for r in self.flying.values() if r.first is None]
+        writing = [r for r in self.flying.values() if r.first is not None]
+        if not self.flying:
+            self.now += OVERHEAD_MS if not self._arrivals else max(1.0, min(STEP_MS, self._arrivals[0][0] - self.now))
+            return
+        self.now += OVERHEAD_MS + TOKEN_MS * len(writing) + sum(r.job.prompt for r in reading) / PROMPT_TOKENS_A_MS
+        for r in reading:
+            r.first = self.now
+            self.served[r.job.person] += r.job.prompt
+        for r in (*reading, *writing):
+            r.tokens += 1
+            self.served[r.job.person] += 2
+        done = {id: r for id, r in self.flying.items() if r.tokens >= r.job.output}
+        if done:
+            for id, r in done.items():
+                del self.flying[id]
+                r.done = self.now
+            left = {id: (int(r.tokens), None) for id, r in done.items()}
+            self._seat(await self.line.leave(self.capacity, left, now_ms=int(self.now) + 1))
+            for r in done.values():
+                if again := self._again.get(r.job.person):
+                    self.at(self.now, again())
+
+    def waits(self, *people: str, after: float = 0) -> list[float]:
+        """Seconds to the first token of those who came after that, also of those who still wait."""
+        return [r.waited for r in self.ran if r.job.person in people and r.came >= after and not r.refused]
+
+    def service(self, person: str, start: float, end: float | None = None) -> float:
+        """What a person was served between two moments."""
+        at = [served.get(person, 0.0) for now, served in self.history if start <= now <= (end or self.now)]
+        return at[-1] - at[0]
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
