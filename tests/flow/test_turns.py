@@ -345,7 +345,7 @@ async def test_a_relayed_question_asked_before_anything_is_known_of_the_model_is
 
 
 async def test_in_flight_never_exceeds_the_seats_and_nobody_waits_behind_all_of_anothers(ready, scripted):
-    scripted.script(pace_ms=3, answer=" word" * 20)
+    scripted.script(pace_ms=15, answer=" word" * 20)
     async with await ready.client("heavy") as heavy, await ready.client("light") as light:
         flood = [asyncio.create_task(heavy.responses.create(input=f"{n}")) for n in range(16)]
         await scripted.until(lambda worker: len(worker.generations) >= 4)
