@@ -15,21 +15,23 @@ local request = {
 }
 if not known() then return {'lost'} end
 bury()
+save() -- whatever becomes of the request
 if redis.call('HEXISTS', 'dm:line:requests', id) == 1 then return done('placed') end
 request.promised = how ~= 'new' or nil
 if how == 'new' then
   local waiting = redis.call('LLEN', line_of(request))
   local cost = PROMPT * request.prompt + OUTPUT * expected(request)
   if waiting >= most then
-    local wait = wait_for(cost * redis.call('ZCARD', 'dm:line:ready:' .. request.class))
+    local wait = wait_for(cost * redis.call('ZCARD', ready_of(request)))
     return {'full', waiting, wait and math.ceil(wait * 1000) or -1}
   end
   if waiting == 0 and somebody_waits() then
-    local counter = math.max(person_of(request.who).c, clock.v)
-    local wait = wait_for(cost * redis.call('ZCOUNT', 'dm:line:ready:' .. request.class, '-inf', counter))
+    local counter = math.max(person_of(request.who)[request.class], clock[CLOCK[request.class]])
+    local wait = wait_for(cost * redis.call('ZCOUNT', ready_of(request), '-inf', counter))
     if wait and wait * 1000 > longest then return {'late', math.ceil(wait * 1000)} end
   end
 end
+begin(request)
 if how == 'seated' then
   keep(id, request)
   redis.call('SADD', 'dm:line:gateway:' .. gateway, id)

@@ -7,8 +7,8 @@
 -- result {"ok" or "alone" (no other gateway is there), ids of this gateway that have a seat}, or {"lost"} when it must
 --        register again
 -- include line
-bury()
 if ARGV[7] ~= '1' and not known() then return {'lost'} end
+bury()
 redis.call('ZADD', 'dm:line:gateways', now + ARGV[6], gateway)
 local heard = tonumber(ARGV[8])
 for i = 9, 8 + heard do redis.call('SREM', 'dm:line:granted:' .. gateway, ARGV[i]) end

@@ -118,6 +118,30 @@ async def test_every_step_may_be_repeated_and_nothing_is_left_behind(desk: Desk)
     assert sorted(left) == [b"dm:line:clock", b"dm:line:gateways", b"dm:line:light", b"dm:line:people"]
 
 
+async def test_seats_that_are_freed_at_once_are_given_one_by_one(redis_client: RedisClient):
+    desk = await Desk(redis_client, capacity=Capacity(2)).register()
+    running = [await desk.join("ada"), await desk.join("ada")]
+    first, second, other = await desk.join("bob"), await desk.join("bob"), await desk.join("cem")
+    await desk.line.leave(desk.capacity, dict.fromkeys(running, (10, None)), now_ms=desk.now)
+    assert await desk.seated() == {first, other}
+    assert await desk.places() == {second: 1}
+
+
+async def test_batch_work_neither_helps_nor_harms_its_person_at_the_desk(desk: Desk):
+    await desk.join("batch")
+    for _ in range(5):
+        await desk.join("batch", flex=True)
+    for _ in range(30):  # meanwhile another is served, and a tenth is batch work
+        await desk.join("busy")
+        await desk.leave((await desk.seated()).pop())
+    own, _ = [{await desk.join(who) for _ in range(12)} for who in ("batch", "busy")]
+    served = []
+    for _ in range(12):
+        await desk.leave((await desk.seated()).pop())
+        served += list(await desk.seated())
+    assert 4 <= len(own & set(served)) <= 7
+
+
 async def test_an_answer_that_has_begun_comes_before_everybody_and_is_never_refused(redis_client: RedisClient):
     desk = await Desk(redis_client, longest=1).register()
     running, first = await desk.join("ada"), await desk.join("ada")
@@ -180,6 +204,23 @@ async def test_gateways_share_the_seats_and_what_a_dead_one_held_is_given_back_a
     assert await one.seated() == set(dead)
     assert (await one.clock())["flying"] == 3  # more than there are seats, until they end: they are in the engine
     assert before is not None and waits not in await one.places()
+
+
+async def test_what_a_dead_gateway_held_is_given_back_also_when_the_one_that_sees_it_is_refused(
+    redis_client: RedisClient,
+):
+    one = await Desk(redis_client, "gw_one", Capacity(2)).register()
+    other = await Desk(redis_client, "gw_two", Capacity(2), longest=1).register()
+    for _ in range(2):
+        await one.join("ada")
+    other.now += 1_500
+    assert await other.seated() == set()
+    mine = await other.join("eve")
+    other.now += 1_000
+    with pytest.raises(Busy):
+        await other.join("eve")
+    assert await other.seated() == {mine}
+    assert (await other.clock())["flying"] == 1
 
 
 async def test_what_was_not_heard_is_told_again(desk: Desk):
@@ -247,12 +288,14 @@ async def test_weights_are_the_shares(world: Callable[..., World], chance: rando
     assert max(each) / min(each) < 1.1
 
 
-async def test_who_was_away_is_not_owed_the_time_and_who_stayed_is_not_starved(
-    world: Callable[..., World], chance: random.Random
+@pytest.mark.parametrize("before", [0, 3], ids=["away", "asked for little"])
+async def test_who_asked_for_less_is_not_owed_the_rest_and_who_stayed_is_not_starved(
+    world: Callable[..., World], chance: random.Random, before: int
 ):
     """FS6. Counters without a clock would give the newcomer everything for as long as it was away."""
     made = world()
-    made.closed("stays", 10, about(chance, "stays", 128, 128))
+    made.closed("stays", 24 if before else 10, about(chance, "stays", 128, 128))
+    made.closed("comes", before, about(chance, "comes", 128, 128))
     made.closed("comes", 32, about(chance, "comes", 128, 128), start=30_000)
     await made.run(60_000)
     stays, comes = made.service("stays", 32_000), made.service("comes", 32_000)

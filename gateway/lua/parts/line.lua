@@ -2,10 +2,10 @@
 -- ARGV[1] now (ms; 0: Redis' own clock), ARGV[2] the gateway, ARGV[3] seats, ARGV[4] how many of them are kept,
 -- ARGV[5] KV tokens (0: unknown). Names are computed here: one Redis, no cluster.
 --
---   dm:line:clock          HASH  v: the virtual clock; inter, flex: what each class was given; flying: requests in flight;
---                                reserved: their KV tokens; served: all that was ever given; mean: output of an answer;
---                                rate: what is served in a second, measured at rate_at (ms) with rate_served
---   dm:line:people         HASH  person: counter c, expected output e, requests in flight n (packed)
+--   dm:line:clock          HASH  v, v_flex: the virtual clock of each class; inter, flex: what it was given; flying: requests
+--                                in flight; reserved: their KV tokens; served: all that was ever given; mean: output of an
+--                                answer; rate: what is served in a second, measured at rate_at (ms) with rate_served
+--   dm:line:people         HASH  person: a counter for each class, expected output e, requests in flight n (packed)
 --   dm:line:requests       HASH  id: who, how large, since when, what is charged already (packed)
 --   dm:line:ready:{class}  ZSET  people with somebody waiting, by counter
 --   dm:line:{class}:{u}    LIST  ids of a person's waiting requests, the oldest first
@@ -24,6 +24,7 @@ local LIGHT_MS = 60000 -- so long seats are kept for people like the one that wa
 local PASSED_MS = 2000 -- so long a request that is too large for what is free may be passed by smaller ones
 local AHEAD = 4096 -- so much more than their share people may have had and still take a kept seat: a request or two
 local FLOOR = 0.1 -- of the service, for flex while it waits
+local CLOCK = {inter = 'v', flex = 'v_flex'} -- each class is a line of its own
 
 local now = tonumber(ARGV[1])
 if now == 0 then
@@ -33,7 +34,7 @@ end
 local gateway, seats, kept, kv = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 -- what is read and written whole -----------------------------------------------------------------------------------
-local NAMES = {'v', 'inter', 'flex', 'flying', 'reserved', 'served', 'mean', 'rate', 'rate_at', 'rate_served'}
+local NAMES = {'v', 'v_flex', 'inter', 'flex', 'flying', 'reserved', 'served', 'mean', 'rate', 'rate_at', 'rate_served'}
 local clock, people, touched = {}, {}, {}
 for i, value in ipairs(redis.call('HMGET', 'dm:line:clock', unpack(NAMES))) do
   clock[NAMES[i]] = tonumber(value or 0)
@@ -42,7 +43,7 @@ end
 local function person_of(name)
   if not people[name] then
     local packed = redis.call('HGET', 'dm:line:people', name)
-    people[name] = packed and cmsgpack.unpack(packed) or {c = 0, n = 0}
+    people[name] = packed and cmsgpack.unpack(packed) or {inter = 0, flex = 0, n = 0}
   end
   touched[name] = true
   return people[name]
@@ -59,8 +60,9 @@ end
 
 local function line_of(request) return 'dm:line:' .. request.class .. ':' .. request.who end
 
--- Write back, and tell this gateway which of its requests have a seat.
-local function done(word)
+local function ready_of(request) return 'dm:line:ready:' .. request.class end
+
+local function save()
   local flat = {}
   for _, name in ipairs(NAMES) do
     flat[#flat + 1] = name
@@ -69,9 +71,12 @@ local function done(word)
   redis.call('HSET', 'dm:line:clock', unpack(flat))
   for name in pairs(touched) do
     redis.call('HSET', 'dm:line:people', name, cmsgpack.pack(people[name]))
-    redis.call('ZADD', 'dm:line:ready:inter', 'XX', people[name].c, name)
-    redis.call('ZADD', 'dm:line:ready:flex', 'XX', people[name].c, name)
   end
+end
+
+-- Write back, and tell this gateway which of its requests have a seat.
+local function done(word)
+  save()
   return {word, unpack(redis.call('SMEMBERS', 'dm:line:granted:' .. gateway))}
 end
 
@@ -82,8 +87,10 @@ local function expected(request)
 end
 
 local function charge(request, cost)
-  local person = person_of(request.who)
-  person.c = person.c + cost / request.weight
+  local person, class = person_of(request.who), request.class
+  person[class] = person[class] + cost / request.weight
+  clock[class] = clock[class] + cost
+  redis.call('ZADD', ready_of(request), 'XX', person[class], request.who) -- who is next may be asked in this very step
 end
 
 -- Bring what is charged up to what was produced; beyond it only at the end, when less may be given back.
@@ -103,12 +110,11 @@ local function need(request)
 end
 
 local function seat(id, request, kept_one)
-  local person = person_of(request.who)
-  if not (request.promised or kept_one) then clock.v = math.max(clock.v, person.c) end
+  local person, v = person_of(request.who), CLOCK[request.class]
+  if not (request.promised or kept_one) then clock[v] = math.max(clock[v], person[request.class]) end
   request.seated, request.reserved = now, need(request)
   request.charged = PROMPT * request.prompt + (request.promised and 0 or OUTPUT * expected(request))
   charge(request, request.charged)
-  clock[request.class] = clock[request.class] + request.charged
   clock.flying, clock.reserved = clock.flying + 1, clock.reserved + request.reserved
   clock.served = clock.served + PROMPT * request.prompt
   person.n = person.n + 1
@@ -132,7 +138,7 @@ end
 local function may_start(name, class)
   if clock.flying < seats - kept_now() then return true, false end
   local person = person_of(name)
-  return class == 'inter' and person.n == 0 and person.c <= clock.v + AHEAD, true
+  return class == 'inter' and person.n == 0 and person.inter <= clock.v + AHEAD, true
 end
 
 -- The one with the smallest counter that may start. True instead: everybody waits until there is memory for somebody.
@@ -157,9 +163,8 @@ local function next_of(class)
 end
 
 local function leave_line(id, request)
-  local line, ready = line_of(request), 'dm:line:ready:' .. request.class
-  redis.call('LREM', line, 1, id)
-  if redis.call('EXISTS', line) == 0 then redis.call('ZREM', ready, request.who) end
+  redis.call('LREM', line_of(request), 1, id)
+  if redis.call('EXISTS', line_of(request)) == 0 then redis.call('ZREM', ready_of(request), request.who) end
 end
 
 local function dispatch()
@@ -182,18 +187,24 @@ local function dispatch()
 end
 
 -- coming and going -------------------------------------------------------------------------------------------------------
+-- Who has nothing waiting begins at the clock, also with something in flight: nobody is owed what they did not ask for.
+local function begin(request)
+  if redis.call('ZSCORE', ready_of(request), request.who) then return end
+  local person, class = person_of(request.who), request.class
+  person[class] = math.max(person[class], clock[CLOCK[class]])
+end
+
 local function come(id, request)
   keep(id, request)
   redis.call('SADD', 'dm:line:gateway:' .. request.gateway, id)
   if request.promised then return redis.call('RPUSH', 'dm:line:promised', id) end
-  local person, ready = person_of(request.who), 'dm:line:ready:' .. request.class
+  local person = person_of(request.who)
   local waits = redis.call('ZSCORE', 'dm:line:ready:inter', request.who)
     or redis.call('ZSCORE', 'dm:line:ready:flex', request.who)
-  if not waits and person.n == 0 then
-    person.c = math.max(person.c, clock.v)
-    if request.class == 'inter' then redis.call('ZADD', 'dm:line:light', now, request.who) end
+  if request.class == 'inter' and not waits and person.n == 0 then
+    redis.call('ZADD', 'dm:line:light', now, request.who)
   end
-  if redis.call('EXISTS', ready) == 0 then -- a class that comes back is not owed what it never asked for either
+  if redis.call('EXISTS', ready_of(request)) == 0 then -- a class that comes back is not owed what it never asked for either
     if request.class == 'flex' then
       clock.flex = math.max(clock.flex, clock.inter * FLOOR / (1 - FLOOR))
     else
@@ -201,7 +212,7 @@ local function come(id, request)
     end
   end
   redis.call('RPUSH', line_of(request), id)
-  redis.call('ZADD', ready, person.c, request.who)
+  redis.call('ZADD', ready_of(request), person[request.class], request.who)
 end
 
 -- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read.
