@@ -1,7 +1,7 @@
 """The rules of docs/fairness.md in plain Python: what the line in Redis must do, step by step. Knows no Redis.
 
-A test lets both do the same and compares everything after each step. What the scripts add up and keep sorted is counted and
-sorted anew here each time. The simulator runs on it, too: `ModelLine` is asked like a `Line`.
+A test lets both do the same and compares everything after each step. What the scripts add up and keep sorted is counted
+and sorted anew here each time. The simulator runs on it, too: `ModelLine` is asked like a `Line`.
 """
 
 import math
