@@ -87,7 +87,9 @@ class Gateway:
         self.auth = Authenticator(self.redis, keys, settings)
         file = settings.metrics_token_file
         token = read_secret("DESKMATE_METRICS_TOKEN_FILE", file) if file else None
-        self._ops = ops.OpsDoor(self.auth, self.redis, self.engine, self.metrics, settings, self._measure, token)
+        self._ops = ops.OpsDoor(
+            self.auth, self.redis, self.engine, self.metrics, settings, self._measure, self.queue.look, token
+        )
         self._stop_at = float("inf")
         self.unusable: UnusableData | None = None  # why it stopped by itself
         self._asgi = Limits(self._application(keys), settings, render=self._render)

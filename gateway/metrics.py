@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from gateway.admission import LineState
 from gateway.events import Finished
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,11 +34,7 @@ _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 
 
 ROUTES = ("responses", "chat_completions", "completions", "messages")
 OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
-WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full")  # an alert or a panel names them
-
-
-ROUTES = ("responses", "chat_completions", "completions", "messages")
-OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
+WASTED = frozenset({"cancelled", "failed", "left"})  # what was written is of no use
 WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full")  # an alert or a panel names them
 
 
@@ -69,6 +66,17 @@ _TOLD_BY_REDIS = (
     _Told("uptime_seconds", "uptime_in_seconds", "Time since the start of Redis."),
 )
 _ANSWER = ("deskmate_redis_answer_seconds", "Time Redis took to answer this scrape.")
+_LINE = (
+    ("deskmate_queue_requests", "Requests in line at all gateways.", ("class",)),
+    ("deskmate_queue_oldest_seconds", "How long the one in line longest has waited.", ("class",)),
+    ("deskmate_queue_people", "People who wait in line.", ()),
+    ("deskmate_seats_taken", "Seats that are given, by all gateways.", ()),
+    (
+        "deskmate_queue_behind_tokens",
+        "Service that who was given least of those waiting lacks to the virtual clock.",
+        (),
+    ),
+)
 
 
 class Metrics:
@@ -97,6 +105,12 @@ class Metrics:
         )
         self.completion_tokens = Counter(
             "deskmate_completion_tokens", "Tokens written, by route.", ("route",), registry=own
+        )
+        self.wasted_tokens = Counter(
+            "deskmate_wasted_tokens",
+            "Tokens written of answers that were stopped, left or broke off, by route.",
+            ("route",),
+            registry=own,
         )
         self.queue_seconds = Histogram(
             "deskmate_queue_seconds",
@@ -135,8 +149,9 @@ class Metrics:
             registry=own,
             multiprocess_mode="livemostrecent",
         )
-        self._redis = _Redis()
+        self._redis, self._line = _Redis(), _Line()
         own.register(self._redis)
+        own.register(self._line)
         self.build = Gauge(
             "deskmate_build_info",
             "Always 1; the version is its label.",
@@ -156,7 +171,7 @@ class Metrics:
         for route in ROUTES:
             for outcome in OUTCOMES:
                 self.requests.labels(route, outcome)
-            for counter in (self.prompt_tokens, self.cached_tokens, self.completion_tokens):
+            for counter in (self.prompt_tokens, self.cached_tokens, self.completion_tokens, self.wasted_tokens):
                 counter.labels(route)
             for histogram in (self.queue_seconds, self.first_token_seconds, self.inter_token_seconds):
                 histogram.labels(route)
@@ -192,6 +207,8 @@ class Metrics:
         self.prompt_tokens.labels(route).inc(prompt_tokens)
         self.cached_tokens.labels(route).inc(cached_tokens)
         self.completion_tokens.labels(route).inc(max(0, completion_tokens))
+        if outcome in WASTED:
+            self.wasted_tokens.labels(route).inc(max(0, completion_tokens))
         self.queue_seconds.labels(route).observe(queue_seconds)
         if first_seconds is not None:
             self.first_token_seconds.labels(route).observe(first_seconds)
@@ -202,6 +219,10 @@ class Metrics:
         """What the next scrape shows of Redis: the fields of INFO, nothing without any, and how long they took."""
         self._redis.fields, self._redis.seconds = fields, seconds
 
+    def line_told(self, state: LineState | None) -> None:
+        """What the next scrape shows of the line; nothing while Redis is away."""
+        self._line.state = state
+
     def render(self) -> bytes:
         """The exposition of all metrics, as Prometheus reads it."""
         return generate_latest(self._registry if self._folder is None else self._together(self._folder))
@@ -210,7 +231,7 @@ class Metrics:
         _forget_the_dead(folder)
         together = CollectorRegistry()
         MultiProcessCollector(together, str(folder))  # type: ignore[no-untyped-call]
-        for collector in (self._redis, self._process, self._platform):
+        for collector in (self._redis, self._line, self._process, self._platform):
             together.register(collector)
         return together
 
@@ -220,6 +241,7 @@ class Metrics:
         told = [told.family(f"deskmate_redis_{told.name}", told.meaning) for told in _TOLD_BY_REDIS]
         rows = [_row(m._name, type(m).__name__.lower(), m._documentation, m._labelnames) for m in declared]
         rows += [_row(m.name, m.type, m.documentation) for m in [*told, GaugeMetricFamily(*_ANSWER)]]
+        rows += [_row(name, "gauge", meaning, labels) for name, meaning, labels in _LINE]
         return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
 
 
@@ -265,6 +287,23 @@ class _Redis(Collector):
                 yield told.family(f"deskmate_redis_{told.name}", told.meaning, value=_number(text) * told.scale)
         if self.fields:
             yield GaugeMetricFamily(*_ANSWER, value=self.seconds)
+
+
+class _Line(Collector):
+    """What Redis tells of the line, likewise."""
+
+    state: LineState | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.state is None:
+            return
+        state = self.state
+        values = (state.waiting, state.oldest_seconds, {"": state.people}, {"": state.flying}, {"": state.behind})
+        for (name, meaning, labels), of_each in zip(_LINE, values, strict=True):
+            family = GaugeMetricFamily(name, meaning, labels=labels)
+            for label, value in of_each.items():
+                family.add_metric([label] if labels else [], value)
+            yield family
 
 
 def _number(text: str) -> float:

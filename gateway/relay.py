@@ -22,6 +22,7 @@ from gateway.engine import Engine, Upstream
 from gateway.errors import EngineLost, PromptRefused, Refusal
 from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
+from gateway.waited import headers_of
 
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
 RELEASE_SECONDS = 5.0
@@ -124,6 +125,7 @@ class Served:
     cached_tokens: int = 0
     completion_tokens: int = 0
     outcome: str = "failed"  # completed, refused (by the engine), failed, left (by the client)
+    place: int = 0  # in line, when it came
     queue_seconds: float = 0.0
     first_seconds: float | None = None  # from the request to the first byte of the answer
     seconds: float = 0.0
@@ -206,6 +208,7 @@ class RelayResponse:
         async for waiting in self._place.wait():
             if waiting.position != self._position:
                 self._position = waiting.position
+                self._served.place = self._served.place or waiting.position
                 self._moved.set()
         self._served.queue_seconds = time.monotonic() - self._began
 
@@ -229,11 +232,13 @@ class RelayResponse:
         served.first_seconds = time.monotonic() - self._began
         served.take(body)
         served.outcome = "completed"
+        engine = served.first_seconds - served.queue_seconds
+        waited = headers_of(served.place, queued=served.queue_seconds, engine=engine)
         head = [
             *self._head,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"x-queue-wait-ms", b"%d" % (served.queue_seconds * 1000)),
+            *((name.encode(), value.encode()) for name, value in waited.items()),
         ]
         self._begun = True
         await send({"type": "http.response.start", "status": 200, "headers": head})

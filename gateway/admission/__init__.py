@@ -3,9 +3,11 @@
 Knows nothing of HTTP, of prompts or of answers: a ticket is a person and a size.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+CLASSES = ("inter", "flex", "promised")  # whoever waits is in one of them; the last go on with an answer that has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,17 @@ class Ticket:
 class Waiting:
     position: int  # 1 is next; 0 says the seat is given
     eta_seconds: float | None  # None while nothing is known, e.g. before the first answer
+
+
+@dataclass(frozen=True, slots=True)
+class LineState:
+    """The line over all gateways. `behind`: what who was served least of those waiting lacks to the virtual clock."""
+
+    flying: int
+    people: int
+    behind: int
+    waiting: Mapping[str, int]  # by class: inter, flex, promised
+    oldest_seconds: Mapping[str, float]  # likewise
 
 
 class Place(Protocol):

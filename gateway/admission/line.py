@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.admission import Ticket, Waiting
+from gateway.admission import CLASSES, LineState, Ticket, Waiting
 from gateway.errors import Busy
 from gateway.redis_client import Argument, RedisClient
 
@@ -123,6 +123,11 @@ class Line:
         reply = await self.redis.run("line_places", args=self._head(capacity, now_ms))
         found = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         return {id.decode(): Waiting(place, _seconds(wait)) for id, place, wait in found}
+
+    async def look(self, capacity: Capacity, *, now_ms: int = 0) -> LineState:
+        flying, people, behind, *each = await self.redis.run("line_look", args=self._head(capacity, now_ms))
+        waiting, oldest = dict(zip(CLASSES, each[::2], strict=True)), dict(zip(CLASSES, each[1::2], strict=True))
+        return LineState(flying, people, behind, waiting, {name: ms / 1000 for name, ms in oldest.items()})
 
     def _head(self, capacity: Capacity, now_ms: int) -> tuple[Argument, ...]:
         return now_ms, self.gateway, capacity.seats, capacity.kept, capacity.kv_tokens or 0

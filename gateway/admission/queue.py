@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 
-from gateway.admission import Ticket, Waiting
+from gateway.admission import LineState, Ticket, Waiting
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Unavailable
 
@@ -60,6 +60,10 @@ class FairQueue:
 
     def changed(self) -> None:
         self._wake.set()
+
+    async def look(self) -> LineState:
+        """The line over all gateways. Raises StorageDown."""
+        return await self._line.look(self._capacity())
 
     # a place ----------------------------------------------------------------------------------------------------------
     async def enqueue(self, ticket: Ticket) -> "_Place":

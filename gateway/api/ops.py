@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from gateway.admission import LineState
 from gateway.auth import Scope
 from gateway.auth.authenticator import Authenticator, bearer_of
 from gateway.engine import Engine, EngineState
@@ -33,6 +34,7 @@ class OpsDoor:
     metrics: Metrics
     settings: Settings
     measure: Callable[[], None]  # sets the gauges
+    look: Callable[[], Awaitable[LineState]]
     token: bytes | None = None  # of a scraper that has no key of its own
     draining: bool = False
     began: float = field(default_factory=time.time)
@@ -53,9 +55,10 @@ class OpsDoor:
 
     async def gateway_metrics(self, request: Request) -> Response:
         await self._may_measure(request)
-        told, state = await asyncio.gather(self._told_by_redis(), self._redis_state())
+        told, line, state = await asyncio.gather(self._told_by_redis(), self._line(), self._redis_state())
         self.measure()
         self.metrics.redis_told(*told)
+        self.metrics.line_told(line)
         self.metrics.up.labels("redis").set(state == "ready")
         self.metrics.up.labels("engine").set(self.engine.state is EngineState.READY)
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
@@ -85,6 +88,12 @@ class OpsDoor:
             async with asyncio.timeout(INFO_SECONDS):
                 return await self.redis.info(), time.monotonic() - asked
         return {}, 0.0
+
+    async def _line(self) -> LineState | None:
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(INFO_SECONDS):
+                return await self.look()
+        return None
 
     async def _redis_state(self) -> str:
         try:

@@ -184,6 +184,7 @@ def _timing(outcome: Finished | None) -> dict[str, str]:
         "deskmate:queued_seconds": f"{timing.queued:.3f}",
         "deskmate:prefill_seconds": f"{timing.prefill:.3f}",
         "deskmate:decode_seconds": f"{timing.decode:.3f}",
+        "deskmate:cached_tokens": str(outcome.cached_tokens),
     }
 
 
@@ -226,7 +227,7 @@ class StreamRenderer:
         self._item = ""  # the message, or the thought, that is being written
         self._text: list[str] = []
         self._logprobs: list[Logprob] = []
-        self._queued = False
+        self.place = 0  # in line, when it came
         self._seated = False
         self._open = ""  # its type; empty: none is
         self._delta_head = self._delta_tail = b""
@@ -241,8 +242,8 @@ class StreamRenderer:
             case Thought(text=text):
                 yield from self._say("reasoning", text)
             case Queued(position=position, eta_seconds=eta):
-                if position and not self._queued:
-                    self._queued = True
+                if position and not self.place:
+                    self.place = position
                     yield self._state("response.queued", "queued")
                 yield self._event("deskmate:queue.updated", position=position, eta_seconds=eta)
                 if not position:

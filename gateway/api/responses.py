@@ -24,6 +24,7 @@ from gateway.events import Finished, Form, TurnEvent
 from gateway.live import LiveTurn
 from gateway.runner import Runner
 from gateway.sse import DONE, EXTENSION, HEARTBEAT, EventStream, unless_left
+from gateway.waited import headers_of
 
 RETRY_SECONDS = 600  # how long the official SDK's retries are recognised by their body
 KEY_SECONDS = 86_400
@@ -68,7 +69,11 @@ class ResponsesDoor:
             turn.stop_if_alone()
         if isinstance(turn.refusal, BadRequest):
             raise named(turn.refusal, form)
-        return json_response(renderer.result(outcome)) if outcome else Response(status_code=499)
+        if outcome is None:
+            return Response(status_code=499)
+        timing = outcome.timing
+        waited = headers_of(renderer.place, queued=timing.queued, prefill=timing.prefill, decode=timing.decode)
+        return json_response(renderer.result(outcome), waited)
 
     async def _attach(
         self, principal: Principal, attached: Attached, create: CreateResponse, request: Request

@@ -47,5 +47,5 @@ def page(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
     }
 
 
-def json_response(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+def json_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), headers=headers, media_type="application/json")

@@ -1,0 +1,37 @@
+#!lua flags=no-writes
+-- How the line is, as a whole.
+--
+-- KEYS   none; reads dm:line:*
+-- ARGV   1-5 as in parts/line.lua
+-- result {requests in flight, people who wait, how far the one served least of them is behind the virtual clock (service),
+--        then of inter, flex and promised: how many wait, for how long the oldest does (ms)}
+-- include line
+local least, waiting, of_each = nil, {}, {}
+
+local function count(ids, into)
+  into.length = into.length + #ids
+  if #ids == 0 then return end
+  local since = request_of(ids[1]).since
+  if into.oldest == 0 or since < into.oldest then into.oldest = since end
+end
+
+for _, class in ipairs({'inter', 'flex'}) do
+  local found = {length = 0, oldest = 0}
+  for _, name in ipairs(redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1)) do
+    waiting[name] = true
+    least = math.min(least or math.huge, person_of(name).c)
+    count(redis.call('LRANGE', 'dm:line:' .. class .. ':' .. name, 0, -1), found)
+  end
+  of_each[#of_each + 1] = found
+end
+of_each[#of_each + 1] = {length = 0, oldest = 0}
+count(redis.call('LRANGE', 'dm:line:promised', 0, -1), of_each[#of_each])
+
+local people_waiting = 0
+for _ in pairs(waiting) do people_waiting = people_waiting + 1 end
+local result = {clock.flying, people_waiting, least and math.max(0, math.floor(clock.v - least)) or 0}
+for _, found in ipairs(of_each) do
+  result[#result + 1] = found.length
+  result[#result + 1] = found.oldest > 0 and now - found.oldest or 0
+end
+return result
