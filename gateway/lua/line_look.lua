@@ -3,10 +3,10 @@
 --
 -- KEYS   none; reads dm:line:*
 -- ARGV   1-5 as in parts/line.lua
--- result {requests in flight, people who wait, how far the one served least of them is behind the virtual clock (service),
+-- result {requests in flight, people who wait, how far the one served least of them (inter) is behind the clock,
 --        then of inter, flex and promised: how many wait, for how long the oldest does (ms)}
 -- include line
-local least, waiting, of_each = nil, {}, {}
+local waiting, of_each = {}, {}
 
 local function count(ids, into)
   into.length = into.length + #ids
@@ -19,7 +19,6 @@ for _, class in ipairs({'inter', 'flex'}) do
   local found = {length = 0, oldest = 0}
   for _, name in ipairs(redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1)) do
     waiting[name] = true
-    least = math.min(least or math.huge, person_of(name).c)
     count(redis.call('LRANGE', 'dm:line:' .. class .. ':' .. name, 0, -1), found)
   end
   of_each[#of_each + 1] = found
@@ -27,9 +26,11 @@ end
 of_each[#of_each + 1] = {length = 0, oldest = 0}
 count(redis.call('LRANGE', 'dm:line:promised', 0, -1), of_each[#of_each])
 
-local people_waiting = 0
+local people_waiting, behind = 0, 0
+local least = redis.call('ZRANGE', 'dm:line:ready:inter', 0, 0)[1]
+if least then behind = math.max(0, math.floor(clock.v - person_of(least).inter)) end
 for _ in pairs(waiting) do people_waiting = people_waiting + 1 end
-local result = {clock.flying, people_waiting, least and math.max(0, math.floor(clock.v - least)) or 0}
+local result = {clock.flying, people_waiting, behind}
 for _, found in ipairs(of_each) do
   result[#result + 1] = found.length
   result[#result + 1] = found.oldest > 0 and now - found.oldest or 0

@@ -223,6 +223,24 @@ async def test_what_a_dead_gateway_held_is_given_back_also_when_the_one_that_see
     assert (await other.clock())["flying"] == 1
 
 
+async def test_the_line_as_a_whole_is_told_by_class_over_all_gateways(redis_client: RedisClient):
+    one, two = [await Desk(redis_client, name).register() for name in ("gw_one", "gw_two")]
+    empty = await one.line.look(ONE, now_ms=one.now)
+    assert (empty.flying, empty.people, empty.behind) == (0, 0, 0)
+    assert set(empty.waiting.values()) == set(empty.oldest_seconds.values()) == {0}
+    await one.join("ann", most=100)
+    one.now += 500
+    await one.join("ann")
+    two.now = one.now + 500
+    await two.join("bob", flex=True)
+    await two.join("cid", how=How.PROMISED)
+    seen = await two.line.look(ONE, now_ms=two.now + 1000)
+    assert (seen.flying, seen.people) == (1, 2)
+    assert seen.waiting == {"inter": 1, "flex": 1, "promised": 1}
+    assert seen.oldest_seconds == {"inter": 1.5, "flex": 1.0, "promised": 1.0}
+    assert seen.behind >= 0
+
+
 async def test_what_was_not_heard_is_told_again(desk: Desk):
     id = await desk.join("ada")
     for _ in range(2):

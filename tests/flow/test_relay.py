@@ -86,10 +86,11 @@ async def test_the_usage_event_comes_when_it_is_asked_for(client):
     assert events[-1].usage.completion_tokens == len(events) - 2
 
 
-async def test_a_whole_answer_carries_the_wait_in_a_header(client, gateway):
+async def test_a_whole_answer_carries_its_wait_in_headers(client, gateway):
     raw = await client.chat.completions.with_raw_response.create(model="gpt-4o", messages=HELLO, user="me")
     assert raw.parse().choices[0].message.content == answer(HELLO)
-    assert int(raw.headers["x-queue-wait-ms"]) < 1000
+    assert raw.headers["x-queue-position"] == "0" and int(raw.headers["x-queue-wait-ms"]) < 1000
+    assert [phase.partition(";dur=")[0] for phase in raw.headers["server-timing"].split(", ")] == ["queued", "engine"]
     assert raw.headers["x-deskmate-ignored"] == "user"
     assert (await gateway.until_served(1)).completion_tokens == raw.parse().usage.completion_tokens
 

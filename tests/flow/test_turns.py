@@ -376,6 +376,29 @@ async def test_who_waits_is_told_their_place_and_at_last_that_the_seat_is_theirs
     assert "response.queued" in [event["type"] for event in events]
 
 
+async def test_where_the_time_of_a_whole_answer_went_is_in_its_headers_and_adds_up(ready, scripted):
+    scripted.script(prefill_ms=200, pace_ms=20, answer=" word" * 40)
+    async with await ready.client("crowd") as crowd, await ready.client("patient") as patient:
+        flood = [asyncio.create_task(crowd.responses.create(input=f"{n}")) for n in range(8)]
+        await scripted.until(lambda worker: len(worker.generations) >= 4)
+        flood.append(asyncio.create_task(patient.responses.create(input="the kept seat is for me")))
+        await scripted.until(lambda worker: any("kept" in str(record.body) for record in worker.generations))
+        began = time.monotonic()
+        raw = await patient.responses.with_raw_response.create(input="this one has to wait")
+        waited = time.monotonic() - began
+        await asyncio.gather(*flood)
+    phases = dict(phase.split(";dur=") for phase in raw.headers["server-timing"].split(", "))
+    assert list(phases) == ["queued", "prefill", "decode"]
+    assert int(raw.headers["x-queue-position"]) > 0
+    assert int(raw.headers["x-queue-wait-ms"]) == pytest.approx(float(phases["queued"]), abs=1)
+    assert sum(map(float, phases.values())) / 1000 == pytest.approx(waited, rel=0.05)
+    metadata = raw.parse().metadata
+    assert [float(metadata[f"deskmate:{name}_seconds"]) for name in phases] == pytest.approx(
+        [float(value) / 1000 for value in phases.values()], abs=0.001
+    )
+    assert metadata["deskmate:cached_tokens"] == "0"
+
+
 # repeats and races ---------------------------------------------------------------------------------------------------
 
 

@@ -208,6 +208,7 @@ def test_a_finished_response_says_where_its_time_went_beside_the_metadata_of_its
         "deskmate:queued_seconds": "0.100",
         "deskmate:prefill_seconds": "0.200",
         "deskmate:decode_seconds": "0.300",
+        "deskmate:cached_tokens": str(DONE.cached_tokens),
     }
     assert response_object("resp_1", ECHO, "in_progress", [], None)["metadata"] == {"k": "v"}
 
