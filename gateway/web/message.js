@@ -230,5 +230,12 @@ function footOf(turn, text, onAgain) {
     again,
     turn.usage ? h("span", { say: ["usage", { input: turn.usage.input_tokens, output: turn.usage.output_tokens }] }) : null,
     speed ? h("span", { say: ["speed", { speed }] }) : null,
+    turn.times ? whyItTook(turn.times) : null,
   ].filter(Boolean);
+}
+
+/** How long an answer took; folded, where the time went. */
+function whyItTook(times) {
+  const seconds = times.queued + times.prefill + times.decode;
+  return h("details", { class: "times" }, h("summary", { say: ["took", { seconds }] }), h("p", { say: ["times", times] }));
 }

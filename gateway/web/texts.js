@@ -104,6 +104,9 @@ const en = {
   incomplete: "Ended early",
   usage: ({ input, output }, f) => `${f(input)} tokens in · ${f(output)} out`,
   speed: ({ speed }, f) => `${f(speed, 1)} tokens/s`,
+  took: ({ seconds }, f) => `${f(seconds, 1)} s`,
+  times: ({ queued, prefill, decode, cached }, f) =>
+    `In line ${f(queued, 1)} s · reading ${f(prefill, 1)} s · writing ${f(decode, 1)} s` + (cached ? ` · ${f(cached)} tokens were known already` : ""),
   answer_done: ({ text }) => `Answer: ${text}`,
   thinking: "Thinking…",
   thought: "Thoughts",
@@ -319,6 +322,9 @@ const zh = {
   incomplete: "提前结束",
   usage: ({ input, output }, f) => `输入 ${f(input)} · 输出 ${f(output)} token`,
   speed: ({ speed }, f) => `${f(speed, 1)} token/秒`,
+  took: ({ seconds }, f) => `${f(seconds, 1)} 秒`,
+  times: ({ queued, prefill, decode, cached }, f) =>
+    `排队 ${f(queued, 1)} 秒 · 阅读 ${f(prefill, 1)} 秒 · 书写 ${f(decode, 1)} 秒` + (cached ? ` · ${f(cached)} token 来自缓存` : ""),
   answer_done: ({ text }) => `回答：${text}`,
   thinking: "正在思考…",
   thought: "思考过程",

@@ -8,7 +8,7 @@ export function newTurn({ live = true } = {}) {
     id: null, status: "sending", text: "", sequence: -1, live,
     thought: "", thoughtFrom: null, thoughtTo: null,
     position: null, etaSeconds: null, progress: null,
-    usage: null, reason: null, error: null, firstDelta: null, lastDelta: null,
+    usage: null, times: null, reason: null, error: null, firstDelta: null, lastDelta: null,
   };
 }
 
@@ -73,10 +73,19 @@ export function settle(turn, response) {
     text: outputText(response) || turn.text,
     thought: thoughtOf(response.output ?? []) || turn.thought,
     usage: response.usage ?? turn.usage,
+    times: timesOf(response) ?? turn.times,
     reason: response.incomplete_details?.reason ?? null,
     error: response.error ? problem(response.error) : turn.error,
     position: null, etaSeconds: null, progress: null,
   };
+}
+
+/** Where a Response's time went, in seconds, and how many tokens of its prompt were known already; null where it is not told. */
+function timesOf({ metadata }) {
+  const told = ["queued_seconds", "prefill_seconds", "decode_seconds", "cached_tokens"].map((name) => Number(metadata?.[`deskmate:${name}`]));
+  if (told.some(Number.isNaN)) return null;
+  const [queued, prefill, decode, cached] = told;
+  return { queued, prefill, decode, cached };
 }
 
 /** The text of a Response's messages. */

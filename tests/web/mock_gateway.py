@@ -28,6 +28,10 @@ MODEL = "SmolLM2-135M-Instruct"
 DEFAULTS = {"max_output_tokens": 1024, "temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1}
 STAGES = ("redis", "gateway", "plan", "import", "weights", "memory", "warmup", "serve")
 ENDED = ("completed", "incomplete", "failed", "cancelled")
+TIMES = {
+    "deskmate:queued_seconds": "2.500", "deskmate:prefill_seconds": "0.250", "deskmate:decode_seconds": "1.500",
+    "deskmate:cached_tokens": "12",
+}  # fmt: skip
 
 Json = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -80,6 +84,7 @@ class Turn:
             "id": self.id, "object": "response", "status": self.status, "output": output, "error": self.script.error,
             "incomplete_details": {"reason": "max_output_tokens"} if self.status == "incomplete" else None,
             "usage": usage if self.status in ENDED else None, "store": self.store,
+            "metadata": TIMES if self.status in ENDED else {},
         }  # fmt: skip
 
 

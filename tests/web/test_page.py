@@ -56,6 +56,18 @@ def test_a_question_is_asked_with_the_settings_and_its_answer_streams_in(visit, 
     expect(page.locator(".list [aria-current]")).to_have_text("hello, who are you?")
 
 
+def test_why_an_answer_took_so_long_is_told_on_demand(visit, gateway):
+    page = visit(viewport=PHONE).open()
+    ask(page, "hello?")
+    took = answer(page).locator(".times")
+    expect(took.locator("summary")).to_have_text("4.3 s")
+    expect(took.locator("p")).to_be_hidden()
+    took.locator("summary").click()
+    why = "In line 2.5 s · reading 0.3 s · writing 1.5 s · 12 tokens were known already"
+    expect(took.locator("p")).to_have_text(why)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 def test_thoughts_are_shown_folded_while_they_come_and_afterwards(visit, gateway):
     told = "The printer may be **off**."
     gateway.scripts["printer"] = Script("Is it on?", thoughts=told, hold_thoughts=True, pause_seconds=0.15)

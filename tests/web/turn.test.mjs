@@ -26,6 +26,14 @@ test("a turn waits in line, reads, writes and completes", () => {
   assert.equal(seen.at(-1).usage.total_tokens, 20);
 });
 
+test("where the time of an answer went is known where its response tells all of it", () => {
+  const metadata = { "deskmate:queued_seconds": "2.500", "deskmate:prefill_seconds": "0.250", "deskmate:decode_seconds": "1.500", "deskmate:cached_tokens": "12" };
+  assert.deepEqual(settle(newTurn(), final("completed", { metadata })).times, { queued: 2.5, prefill: 0.25, decode: 1.5, cached: 12 });
+  const { "deskmate:cached_tokens": _, ...rest } = metadata;
+  assert.equal(settle(newTurn(), final("completed", { metadata: rest })).times, null);
+  assert.equal(settle(newTurn(), final("cancelled")).times, null);
+});
+
 test("thoughts are no part of the answer, and for how long they took is told where it was seen", () => {
   const thought = (delta, sequence_number) => ({ type: "response.reasoning_text.delta", delta, sequence_number });
   const events = [created, thought("so ", 1), thought("it is", 2), text("yes", 3), completed(4)];
