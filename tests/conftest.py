@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fault-examples", type=int, default=0, metavar="N", help="only this: N long runs of any steps")
     group.addoption("--real-kills", type=int, default=0, metavar="N", help="only this: N kills before a real vLLM")
     group.addoption("--any-requests", type=int, default=0, metavar="N", help="only this: N requests of any form")
+    group.addoption("--cancels", type=int, default=0, metavar="N", help="only this: N answers left in each phase")
     group.addoption("--line-examples", type=int, default=0, metavar="N", help="only this: N long runs of the line")
     group.addoption(
         "--open-webui", nargs="?", const="var/open-webui", metavar="DIR", help="only this: Open WebUI, installed there"
