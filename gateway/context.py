@@ -46,6 +46,7 @@ class TurnRequest:
     compact_at: int | None = None  # tokens of context above which it is made short before it is answered
     resumes: bool = False  # of a gateway that died
     flex: bool = False  # it can wait
+    thread: str = ""  # the conversation with its branches, as far as a worker's cache may know it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ with the fewest requests in flight. Several workers behind one `Engine` are one 
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -293,9 +294,12 @@ class Engine:
 
     # requests -----------------------------------------------------------------------------------------------------
     @asynccontextmanager
-    async def open(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Upstream]:
-        """POST `body` to a worker. Leaving the context before the end aborts the request in the engine."""
-        worker = self._pick()
+    async def open(self, path: str, body: bytes, request_id: str, thread: str = "") -> AsyncIterator[Upstream]:
+        """POST `body` to a worker. Leaving the context before the end aborts the request in the engine.
+
+        `thread`: the conversation; while its worker has a seat, it goes to that one, whose cache knows what was said.
+        """
+        worker = self._pick(thread)
         headers = {"content-type": "application/json", "x-request-id": request_id}
         worker.in_flight += 1
         try:
@@ -324,16 +328,18 @@ class Engine:
         finally:
             worker.in_flight -= 1
 
-    def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    def chat(self, body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
         """Stream a chat completion: the events of each network read together, so that a burst costs one step."""
-        return self._stream("/v1/chat/completions", body, request_id)
+        return self._stream("/v1/chat/completions", body, request_id, thread)
 
-    def complete(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    def complete(self, body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
         """Stream what follows a prompt that may be token ids."""
-        return self._stream("/v1/completions", body, request_id)
+        return self._stream("/v1/completions", body, request_id, thread)
 
-    async def _stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
-        async with self.open(path, body, request_id) as upstream:
+    async def _stream(
+        self, path: str, body: bytes, request_id: str, thread: str
+    ) -> AsyncGenerator[list[ChatChunk], None]:
+        async with self.open(path, body, request_id, thread) as upstream:
             if upstream.status != 200:
                 raise refused(upstream.status, await upstream.read())
             rest = b""
@@ -377,10 +383,14 @@ class Engine:
                 continue
         raise EngineLost("No worker answers; see `deskmate status`.")
 
-    def _pick(self) -> _Worker:
+    def _pick(self, thread: str) -> _Worker:
         ready = self._ready()
         if not ready:
             raise EngineAway("No engine is ready; ask again in a moment.")
+        if thread and len(ready) > 1:
+            own = max(ready, key=lambda worker: _rank(thread, worker.url))
+            if own.in_flight < own.seats:
+                return own
         return min(ready, key=lambda worker: worker.in_flight / max(1, worker.seats))
 
     # health -------------------------------------------------------------------------------------------------------
@@ -508,6 +518,11 @@ def _connect(url: str) -> _Worker:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
     session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, trust_env=False)
     return _Worker(url, session, base)
+
+
+def _rank(thread: str, worker: str) -> bytes:
+    """Rendezvous hashing (Thaler and Ravishankar, 1998): all gateways choose alike, and nobody keeps a list."""
+    return hashlib.blake2b(f"{thread} {worker}".encode(), digest_size=8).digest()
 
 
 async def _get(worker: _Worker, path: str) -> bytes:

@@ -155,6 +155,7 @@ class Runner:
             if isinstance(answer, Attached):
                 return answer
             begun, shown = answer, [asked]
+            request = replace(request, thread=begun.shelf)
             self._beginning.add(lease)
         try:
             if order.begin is not None and (order.begin.conversation or order.begin.previous):
@@ -331,6 +332,7 @@ class Runner:
             compact_at=asked.compact_at,
             resumes=True,
             flex=asked.flex,
+            thread=live.begun.shelf if live.begun else "",
         )
         prompt = None
         try:

@@ -182,7 +182,7 @@ async def _ask(
     else:
         if prompt is None or not prompt.certain:
             prompt = await build_prompt(request, engine)
-        bursts = engine.chat(_body(request, prompt, engine.model), request.id)
+        bursts = engine.chat(_body(request, prompt, engine.model), request.id, request.thread)
     async with aclosing(bursts):
         async for chunks in bursts:
             for event in speech.take(chunks):
@@ -205,8 +205,9 @@ def _go_on(
     """
     ids = [*said.prompt_token_ids, *said.token_ids]
     if not parsed and "logprobs" not in request.sampling.extra:
-        return engine.complete(_continuation(request, ids, left), request.id)
-    return _from_there(engine.chat(_chat_continuation(request, ids, left, engine.model), request.id), len(ids))
+        return engine.complete(_continuation(request, ids, left), request.id, request.thread)
+    body = _chat_continuation(request, ids, left, engine.model)
+    return _from_there(engine.chat(body, request.id, request.thread), len(ids))
 
 
 async def _from_there(

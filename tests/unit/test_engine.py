@@ -282,6 +282,27 @@ async def test_the_least_loaded_worker_is_asked_by_its_seats():
                 await stream.aclose()
 
 
+async def test_a_conversation_stays_with_its_worker_while_that_has_a_seat():
+    with FakeWorker(seats=1) as one, FakeWorker(seats=1) as two:
+        async with engine_of(one, two) as engine:
+            await until(engine, EngineState.READY, seats=2)
+            for thread in [f"thread {n}" for n in range(24)] * 2:
+                async for _ in engine.chat(
+                    body(messages=[{"role": "user", "content": thread}], max_tokens=1), "r", thread
+                ):
+                    pass
+            asked = [{str(record.body["messages"]) for record in worker.generations} for worker in (one, two)]
+            assert asked[0] and asked[1] and not asked[0] & asked[1]
+            one.script(pace_ms=1000)
+            two.script(pace_ms=1000)
+            async with (
+                aclosing(engine.chat(body(), "r", "a")) as first,
+                aclosing(engine.chat(body(), "r", "a")) as second,
+            ):
+                await asyncio.gather(anext(first), anext(second))
+                assert [sum(r.state == "running" for r in worker.generations) for worker in (one, two)] == [1, 1]
+
+
 async def test_a_lost_worker_is_noticed_at_its_broken_stream_and_the_other_goes_on():
     with FakeWorker(pace_ms=10) as first, FakeWorker(pace_ms=10) as second:
         async with engine_of(first, second, ready=False) as engine:
