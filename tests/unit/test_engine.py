@@ -295,12 +295,11 @@ async def test_a_conversation_stays_with_its_worker_while_that_has_a_seat():
             assert asked[0] and asked[1] and not asked[0] & asked[1]
             one.script(pace_ms=1000)
             two.script(pace_ms=1000)
-            async with (
-                aclosing(engine.chat(body(), "r", "a")) as first,
-                aclosing(engine.chat(body(), "r", "a")) as second,
-            ):
-                await asyncio.gather(anext(first), anext(second))
-                assert [sum(r.state == "running" for r in worker.generations) for worker in (one, two)] == [1, 1]
+            both = [engine.chat(body(), "r", "thread 1") for _ in range(2)]
+            await asyncio.gather(*map(anext, both))
+            assert [sum(r.state == "running" for r in worker.generations) for worker in (one, two)] == [1, 1]
+            for stream in both:
+                await stream.aclose()
 
 
 async def test_a_lost_worker_is_noticed_at_its_broken_stream_and_the_other_goes_on():

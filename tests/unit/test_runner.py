@@ -241,7 +241,7 @@ class Engine:
         await self.gates["count"]()
         return self.tokens
 
-    async def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    async def chat(self, body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
         self.asked.append(json.loads(body)["messages"])
         self.max_tokens = json.loads(body)["max_tokens"]
         try:
@@ -258,7 +258,7 @@ class Engine:
         finally:
             self.closed += 1
 
-    async def complete(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    async def complete(self, body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
         """What is missing of the four words after the prompt's three tokens."""
         asked = json.loads(body)
         self.continued.append(asked)
@@ -657,7 +657,7 @@ async def test_text_that_a_dead_engine_kept_back_for_a_stop_string_is_said_befor
     assert text_of(await followed(live)) == "".join(TEXT)
 
 
-async def behind(body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+async def behind(body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
     """An engine whose text is a little behind its tokens."""
     yield [OPENING, ChatChunk((ChatChoice(ChatDelta(" w0 "), None, (0, 1)),))]
     raise EngineLost("gone")

@@ -96,7 +96,7 @@ class Engine:
         self.scripts = list(scripts)
         self.asked: list[dict[str, Any]] = []
 
-    async def chat(self, body: bytes, request_id: str) -> AsyncGenerator[list[ChatChunk], None]:
+    async def chat(self, body: bytes, request_id: str, thread: str = "") -> AsyncGenerator[list[ChatChunk], None]:
         self.asked.append(json.loads(body))
         for burst in self.scripts.pop(0):
             if isinstance(burst, Exception):

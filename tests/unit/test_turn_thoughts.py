@@ -179,7 +179,7 @@ async def test_a_model_that_does_not_think_goes_on_as_plain_text():
     class Plain(Scripted):
         model = ModelFacts("m", 4000, 4, Defaults())
 
-        def complete(self, body: bytes, request_id: str) -> Any:
+        def complete(self, body: bytes, request_id: str, thread: str = "") -> Any:
             return self.chat(body, request_id)
 
     engine = Plain([OPENING, chunk("a"), LOSS], [chunk("b", end="stop")])
