@@ -74,6 +74,13 @@ SERVICE = Dashboard(
             steps=((None, GREEN), (10, YELLOW), (60, RED)),
         ),
         Panel(
+            "Longest in line · 最长等待",
+            "How long the one in line longest waits already; flex can wait, promised goes on with an answer.",
+            [("max by (class) (deskmate_queue_oldest_seconds)", "{{class}}")],
+            unit="s",
+            steps=((None, GREEN), (10, YELLOW), (60, RED)),
+        ),
+        Panel(
             "Tokens from the cache · 缓存命中的输入",
             "Part of what was read that the engine still knew; long conversations live on it.",
             [("deskmate:cached_prompt_tokens:ratio5m", "cached · 命中")],
@@ -93,6 +100,11 @@ SERVICE = Dashboard(
             [("sum by (code) (rate(deskmate_refusals_total[2m]))", "{{code}}")],
             unit="reqps",
             stacked=True,
+        ),
+        Panel(
+            "Written for nobody · 无人阅读的 token",
+            "Tokens per second of answers that were stopped, left or broke off.",
+            [("sum(rate(deskmate_wasted_tokens_total[2m]))", "wasted · 浪费")],
         ),
         Panel(
             "Requests by route · 各接口请求",
