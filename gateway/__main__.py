@@ -9,9 +9,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from gateway.auth.keys import Keys
@@ -23,6 +24,10 @@ from gateway.backup import BackupError
 from gateway.backup.commands import backup, restore
 from gateway.errors import BadRequest, NotFound, Refusal, Unavailable
 from gateway.migrations import UnusableData, bring_forward
+from gateway.quotas import OF_A_KEY, Allowance, Balance, Kind, Quotas, Source, Wish
+from gateway.quotas.asked import of_a_key, of_a_person, wish
+from gateway.quotas.store import RedisQuotas
+from gateway.quotas.telling import managed
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings, SettingsError, table
 
@@ -37,6 +42,7 @@ class Parts:
     people: People
     keys: Keys
     links: Links
+    quotas: Quotas
 
 
 Command = Callable[[Parts, argparse.Namespace], Awaitable[None]]
@@ -103,7 +109,8 @@ async def _with_parts(settings: Settings, asked: argparse.Namespace) -> None:
     redis = _redis(settings)
     try:
         await bring_forward(redis, _tell)
-        await asked.run(Parts(People(redis), Keys(redis, secrets), Links(redis, secrets, settings)), asked)
+        quotas = RedisQuotas(redis, Allowance.from_settings(settings))
+        await asked.run(Parts(People(redis), Keys(redis, secrets), Links(redis, secrets, settings), quotas), asked)
     finally:
         await redis.aclose()
 
@@ -157,6 +164,43 @@ async def enable_user(parts: Parts, asked: argparse.Namespace) -> None:
     person = await _named(parts, asked.name)
     await parts.people.enable(person.id)
     print(f"{person.name} is enabled")
+
+
+async def limits_of_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person, wishes = await _named(parts, asked.name), of_a_person(_wishes(asked))
+    if wishes:
+        await parts.quotas.set(person.id, wishes)
+    _print_limits(await parts.quotas.balance(person.id), Source.PERSON, asked.json)
+
+
+async def limits_of_key(parts: Parts, asked: argparse.Namespace) -> None:
+    key, wishes = await parts.keys.get(asked.id), of_a_key(_wishes(asked))
+    if key is None:
+        raise NotFound(f"there is no key {asked.id}; 'key list' shows them")
+    if wishes:
+        await parts.quotas.set(key.id, wishes, key.goes_at)
+    _print_limits(await parts.quotas.balance(key.user, key.id), Source.KEY, asked.json)
+
+
+def _wishes(asked: argparse.Namespace) -> dict[str, Wish]:
+    return {kind: given for kind in Kind if (given := getattr(asked, kind, None)) is not None}
+
+
+def _print_limits(balance: Balance, whose: Source, as_json: bool) -> None:
+    """Of each kind the limit that would refuse first."""
+    if as_json:
+        print(_json(managed(balance, whose)))
+        return
+    for kind in Kind:
+        meter = balance.nearest(kind)
+        if meter is not None:
+            limit = "no limit" if meter.limit is None else f"{meter.limit:,}"
+            renews = "" if meter.renews_at is None else f"  renews {_utc(meter.renews_at)}"
+            print(f"{kind.replace('_', ' '):<20}{meter.used:>15,} of {limit:<15}  {meter.source:<12}{renews}".rstrip())
+
+
+def _utc(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def link_user(parts: Parts, asked: argparse.Namespace) -> None:
@@ -248,6 +292,9 @@ def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     everybody.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
     _add(commands, "disable", disable_user, "refuse a person's keys and sessions").add_argument("name")
     _add(commands, "enable", enable_user, "let a disabled person in again").add_argument("name")
+    limits = _add(commands, "limits", limits_of_user, "what a person may use and has used; with options, set it")
+    limits.add_argument("name")
+    _add_limits(limits, Kind)
     link = _add(commands, "link", link_user, "print a one-time link that signs a person in, good for a day")
     who = link.add_mutually_exclusive_group(required=True)
     who.add_argument("name", nargs="?")
@@ -266,7 +313,23 @@ def _add_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     _add(commands, "list", list_keys, "list the keys, without the keys themselves").add_argument(
         "--json", action="store_true", help=FOR_PROGRAMS
     )
+    limits = _add(commands, "limits", limits_of_key, "what holds for a key; with options, set limits of its own")
+    limits.add_argument("id")
+    _add_limits(limits, OF_A_KEY)
     _add(commands, "revoke", revoke_key, "make a key worthless").add_argument("id")
+
+
+def _add_limits(parser: argparse.ArgumentParser, kinds: Iterable[Kind]) -> None:
+    meanings = {
+        Kind.TOKENS_PER_DAY: "read and written, until midnight UTC",
+        Kind.TOKENS_PER_MONTH: "the same in a calendar month",
+        Kind.REQUESTS_PER_MINUTE: "however short",
+        Kind.CONCURRENCY: "requests that wait or run, over all keys",
+    }
+    for kind in kinds:
+        name = f"--{kind.replace('_', '-')}"
+        parser.add_argument(name, type=wish, metavar="N|none|default", help=meanings[kind])
+    parser.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
 
 
 def _add(

@@ -30,6 +30,7 @@ from gateway.api import (
     response_socket,
     responses,
     sign_in,
+    usage,
 )
 from gateway.api.relayed import RelayDoor
 from gateway.api.response_order import Orders
@@ -48,6 +49,8 @@ from gateway.forms import Forms
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.migrations import UnusableData, bring_forward
+from gateway.quotas import Allowance
+from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
 from gateway.relay import Relay, Served, anthropic_error_body
 from gateway.runner import Runner
@@ -72,7 +75,9 @@ class Gateway:
             self.redis, retention_days=settings.retention_days, log_ttl_seconds=settings.log_ttl_seconds
         )
         holder = f"gw_{secrets.token_hex(6)}"
-        line = Line(self.redis, holder, settings.queue_per_person, settings.max_wait_seconds)
+        everybody = Allowance.from_settings(settings)
+        line = Line(self.redis, holder, settings.queue_per_person, settings.max_wait_seconds, everybody)
+        self.quotas = RedisQuotas(self.redis, everybody)
         self.queue = FairQueue(line, lambda: Capacity(self.engine.seats, self.engine.kv_tokens))
         self.engine.on_change(self.queue.changed)
         self.runner = Runner(
@@ -135,7 +140,8 @@ class Gateway:
             conversations.router(conversations.ConversationsDoor(auth, self.store)),
             sign_in.router(auth, login),
             openapi.router(auth),
-            admin.router(auth, links, self.runner.stop_all),
+            usage.router(auth, self.quotas),
+            admin.router(auth, links, self.quotas, self.runner.stop_all),
             ops.router(self._ops),
             pages.router(),
         ):

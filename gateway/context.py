@@ -47,6 +47,7 @@ class TurnRequest:
     resumes: bool = False  # of a gateway that died
     flex: bool = False  # it can wait
     thread: str = ""  # the conversation with its branches, as far as a worker's cache may know it
+    key: str | None = None  # it came with
 
 
 @dataclass(frozen=True, slots=True)

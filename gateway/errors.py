@@ -17,7 +17,9 @@
     ├── VersionConflict                      412     conflict_error          version_conflict
     ├── TooLarge                             413     invalid_request_error   request_too_large
     ├── UnsupportedMediaType                 415     invalid_request_error   unsupported_media_type
+    ├── QuotaSpent                           429     insufficient_quota      insufficient_quota
     ├── Busy                                 429     rate_limit_error        queue_full
+    │   └── RateLimited                      429                             rate_limit_exceeded
     ├── EngineError                          502     server_error            engine_error
     └── Unavailable                          503     server_error            (given)
         ├── StorageDown                      503                             storage_down
@@ -167,6 +169,18 @@ class UnsupportedMediaType(Refusal):
     default_code = "unsupported_media_type"
 
 
+class QuotaSpent(Refusal):
+    """No tokens are left until they renew, which the message says: to ask again is of no use."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+    def __init__(self, message: str, **keywords: Any) -> None:
+        keywords["headers"] = {"x-should-retry": "false", **(keywords.get("headers") or {})}
+        super().__init__(message, **keywords)
+
+
 class Busy(Refusal):
     """Too much is waiting already. `retry_after_seconds` is the estimate a client should wait."""
 
@@ -178,6 +192,12 @@ class Busy(Refusal):
         seconds = max(1, round(retry_after_seconds))
         waits = {"retry-after": str(seconds), "retry-after-ms": str(max(1, round(retry_after_seconds * 1000)))}
         super().__init__(message, **{**keywords, "headers": waits | (keywords.get("headers") or {})})
+
+
+class RateLimited(Busy):
+    """Somebody asks more often, or for more at once, than they may."""
+
+    default_code = "rate_limit_exceeded"
 
 
 class EngineError(Refusal):

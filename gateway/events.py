@@ -48,6 +48,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     form: Form = Form()
     compact_at: int | None = None  # tokens of context above which it is made short first
     flex: bool = False  # it can wait
+    key: str | None = None  # it came with
 
 
 class Queued(msgspec.Struct, frozen=True, array_like=True, tag="q"):

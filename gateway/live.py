@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from gateway.conversations import Begun
 from gateway.errors import Refusal
 from gateway.events import Delta, Finished, Thought, TurnEvent
+from gateway.quotas import Balance
 from gateway.said import Said
 
 
@@ -23,6 +24,7 @@ class LiveTurn:
         self.said = Said.of(shown)
         self.unlogged: list[TurnEvent] = []
         self.outcome: Finished | None = None
+        self.balance = Balance()  # of its person's limits when it came
         self.refusal: Refusal | None = None  # why it failed, where this process knows it
         self.task: asyncio.Task[None] | None = None
         self.ending = False  # its answer is being stored; nothing may stop that

@@ -20,6 +20,7 @@ from gateway.admission import Admission, Place, Ticket
 from gateway.auth.principal import Principal
 from gateway.engine import Engine, Upstream
 from gateway.errors import EngineLost, PromptRefused, Refusal
+from gateway.quotas.telling import limit_headers
 from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
 from gateway.waited import headers_of
@@ -174,7 +175,8 @@ class RelayResponse:
         self._relay, self._order, self._place = relay, order, place
         self._served = Served(order.dialect.path, order.streamed)
         self._began = time.monotonic()
-        self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in order.headers.items()]
+        headers = {**order.headers, **limit_headers(place.balance)}
+        self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._begun = False
         self._position = 0
         self._moved = asyncio.Event()

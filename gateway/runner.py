@@ -164,7 +164,8 @@ class Runner:
             if order.begin is not None:
                 check_outputs(request.items, len(request.items) - len(order.begin.input))
             prompt = await build_prompt(request, self._engine)
-            ticket = Ticket(request.person, prompt.tokens, request.sampling.max_tokens, flex=request.flex)
+            most = request.sampling.max_tokens
+            ticket = Ticket(request.person, prompt.tokens, most, flex=request.flex, key=request.key)
             place = await self._admission.enqueue(ticket)
         except BaseException:
             if begun is not None:
@@ -174,6 +175,7 @@ class Runner:
         finally:
             self._beginning.discard(lease)
         live = LiveTurn(request.person, request.id, begun, shown, background=order.background)
+        live.balance = place.balance
         await self._set_going(live, request, prompt, place)
         return live
 
@@ -333,14 +335,22 @@ class Runner:
             resumes=True,
             flex=asked.flex,
             thread=live.begun.shelf if live.begun else "",
+            key=asked.key,
         )
         prompt = None
         try:
             if not live.said.prompt_token_ids:
                 prompt = await build_prompt(shortened(request, live.said), self._engine)
             tokens = prompt.tokens if prompt else len(live.said.prompt_token_ids)
-            promised = bool(live.said.tokens)
-            ticket = Ticket(live.owner, tokens, asked.sampling.max_tokens, promised=promised, flex=asked.flex)
+            ticket = Ticket(
+                live.owner,
+                tokens,
+                asked.sampling.max_tokens,
+                promised=bool(live.said.tokens),
+                flex=asked.flex,
+                key=asked.key,
+                accepted=True,
+            )
             place = await self._admission.enqueue(ticket)
         except Refusal as refusal:
             await self._end(live, refusal.code, refusal.message)
@@ -444,6 +454,7 @@ def _asked(request: TurnRequest) -> Asked:
         request.form,
         compact_at=request.compact_at,
         flex=request.flex,
+        key=request.key,
     )
 
 

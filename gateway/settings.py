@@ -74,6 +74,12 @@ class Settings:
 
     queue_per_person: int = _setting("Requests one person may have waiting; more are refused with 429.", 256)
     max_wait_seconds: float = _setting("Longest estimated wait that is still queued; beyond it 429.", 600.0)
+    tokens_per_day: int | None = _setting(
+        "Tokens, read and written, that a person may use in a day (UTC); unset: no limit.", None
+    )
+    tokens_per_month: int | None = _setting("The same in a calendar month.", None)
+    requests_per_minute: int | None = _setting("Requests that a person may make in a minute; unset: no limit.", None)
+    concurrency: int = _setting("Requests of a person, over all their keys, that may wait or run at once.", 512)
     drain_seconds: float = _setting("How long running answers may go on after SIGTERM.", 20.0)
 
     body_limit_bytes: int = _setting("Largest request body.", 1 << 20)

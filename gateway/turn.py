@@ -45,6 +45,7 @@ async def run_turn(
     """
     speech = Speech(said, request.form or None, began=time.monotonic())
     finished: Finished | None = None
+    before = said.counts()["completion_tokens"]
     try:
         async for event in _wait(place, engine):
             yield event
@@ -67,8 +68,11 @@ async def run_turn(
         yield finished
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
-            read = finished.prompt_tokens - finished.cached_tokens if finished else None
-            await place.release(speech.tokens + said.unseen, read)
+            heard, read = speech.tokens + said.unseen, None
+            if finished is not None:  # the engine counts tokens without a text, too, as that of the end
+                heard = max(heard, finished.completion_tokens - before)
+                read = finished.prompt_tokens - finished.cached_tokens
+            await place.release(heard, read)
 
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:

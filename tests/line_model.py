@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gateway.admission import Ticket, Waiting
 from gateway.admission.line import Capacity, How, Lost
 from gateway.errors import Busy
+from gateway.quotas import Balance
 
 PROMPT, OUTPUT = 1, 2  # what a token costs
 FIRST_GUESS = 128  # tokens of an answer, before there was one
@@ -342,9 +343,9 @@ class ModelLine:
 
     async def join(
         self, capacity: Capacity, id: str, ticket: Ticket, how: How = How.NEW, *, now_ms: int = 0
-    ) -> Collection[str]:
+    ) -> tuple[Collection[str], Balance]:
         limits = (self.longest, round(self.longest_wait_seconds * 1000))
-        return self.model.join(Moment(self.gateway, capacity, now_ms), id, ticket, how, *limits)
+        return self.model.join(Moment(self.gateway, capacity, now_ms), id, ticket, how, *limits), Balance()
 
     async def leave(
         self, capacity: Capacity, left: Mapping[str, tuple[int, int | None]], *, now_ms: int = 0

@@ -100,7 +100,7 @@ class World:
         who = "all" if self.first_come else job.person
         ticket = Ticket(who, job.prompt, job.most or job.output, flex=job.flex, weight=job.weight)
         try:
-            seats = await self.line.join(self.capacity, id, ticket, now_ms=int(self.now) + 1)
+            seats, _ = await self.line.join(self.capacity, id, ticket, now_ms=int(self.now) + 1)
         except Busy:
             ran.refused = True
             return

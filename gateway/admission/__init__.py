@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.quotas import Balance
+
 CLASSES = ("inter", "flex", "promised")  # whoever waits is in one of them; the last go on with an answer that has begun
 
 
@@ -18,6 +20,8 @@ class Ticket:
     promised: bool = False  # its answer has begun already: never refused, and before whoever waits for a first word
     flex: bool = False  # it can wait: only a floor of the service while others are there
     weight: float = 1.0  # of the person; twice the weight, twice the share
+    key: str | None = None  # they came with; it may have limits of its own
+    accepted: bool = False  # by a gateway that died: it is within its limits, and counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Place(Protocol):
     """One request's place in line, later its seat. Whoever got it releases it, in every case."""
 
     produced: int  # tokens of the answer so far; whoever has the seat writes it
+    balance: Balance  # of its person's limits, this request counted
 
     def wait(self) -> AsyncIterator[Waiting]:
         """The place now and, as long as it takes, about once a second; ends when the seat is given, after a last
@@ -51,13 +56,13 @@ class Place(Protocol):
         """Leave the line or give the seat back. Safe to repeat.
 
         `tokens` were really produced, and `prompt` tokens really read (less those of the prefix cache); None: as many
-        as the ticket said.
+        as the ticket said. Both are what the person, and the key, have used.
         """
         ...
 
 
 class Admission(Protocol):
     async def enqueue(self, ticket: Ticket) -> Place:
-        """Take a place: instant. Raises Busy when the person's line or the estimated wait is too long already, and
-        StorageDown."""
+        """Take a place: instant. Raises Busy when the person's line or the estimated wait is too long already,
+        RateLimited or QuotaSpent past a limit of the person or the key, and StorageDown."""
         ...

@@ -9,6 +9,9 @@ from enum import StrEnum
 
 from gateway.admission import CLASSES, LineState, Ticket, Waiting
 from gateway.errors import Busy
+from gateway.quotas import UNLIMITED, Allowance, Balance
+from gateway.quotas.packing import balance_of, limits_of
+from gateway.quotas.telling import refusal_of
 from gateway.redis_client import Argument, RedisClient
 
 KEPT_PART = 5  # of the seats, one in so many is kept for people who have nothing in flight
@@ -51,12 +54,13 @@ class Line:
     gateway: str
     longest: int = 256  # requests of one person that may wait
     longest_wait_seconds: float = 600.0
+    everybody: Allowance = UNLIMITED
 
     async def join(
         self, capacity: Capacity, id: str, ticket: Ticket, how: How = How.NEW, *, now_ms: int = 0
-    ) -> Collection[str]:
-        """Raises Busy, only for one that is NEW, and Lost."""
-        reply = await self.redis.run(
+    ) -> tuple[Collection[str], Balance]:
+        """Also how the limits stand. Raises Lost, and for one that is NEW Busy, RateLimited and QuotaSpent."""
+        reply, now, rows = await self.redis.run(
             "line_join",
             args=(
                 *self._head(capacity, now_ms),
@@ -69,18 +73,24 @@ class Line:
                 how,
                 self.longest,
                 round(self.longest_wait_seconds * 1000),
+                ticket.key or "",
+                "prompt" if ticket.promised else "request" if ticket.accepted else "nothing",
+                *limits_of(self.everybody),
             ),
         )
+        balance = balance_of(now, rows)
         match reply:
             case [b"lost"]:
                 raise Lost
+            case [b"limit", which, wait]:
+                raise refusal_of(balance, balance.meters[which - 1], _seconds(wait))
             case [b"full", waiting, wait]:
                 message = f"You have {waiting} requests waiting, which is the limit; wait for some of them to finish."
                 raise Busy(message, retry_after_seconds=_seconds(wait) or 2.0)
             case [b"late", wait]:
                 message = f"The wait is about {wait / 1000:.0f} s; ask again later."
                 raise Busy(message, retry_after_seconds=wait / 1000)
-        return _ids(reply)
+        return _ids(reply), balance
 
     async def leave(
         self, capacity: Capacity, left: Mapping[str, tuple[int, int | None]], *, now_ms: int = 0

@@ -14,6 +14,7 @@ from contextlib import suppress
 from gateway.admission import LineState, Ticket, Waiting
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Unavailable
+from gateway.quotas import Balance
 
 LEASE_SECONDS = 2.0
 STEP_SECONDS = 0.25  # between two signs of life, and two reports of what was produced
@@ -74,7 +75,7 @@ class FairQueue:
                 if not self._registered:
                     await self._register()
                 try:
-                    seats = await self._line.join(self._capacity(), place.id, ticket, how)
+                    seats, place.balance = await self._line.join(self._capacity(), place.id, ticket, how)
                     break
                 except Lost:
                     self._registered = False
@@ -159,7 +160,8 @@ class FairQueue:
             for places, how in ((self._seated, How.SEATED), (self._waiting, How.PROMISED)):
                 for place in list(places.values()):
                     with suppress(Lost):  # it took longer than the lease: the next step begins again
-                        self._give(await self._line.join(capacity, place.id, place.ticket, how))
+                        seats, _ = await self._line.join(capacity, place.id, place.ticket, how)
+                        self._give(seats)
             self._registered = True
 
     async def _look(self) -> None:
@@ -177,6 +179,7 @@ class _Place:
         self.ticket = ticket
         self.produced = 0
         self.seated = False
+        self.balance = Balance()
         self._queue = queue
         self._at: Waiting | None = None
         self._moved = asyncio.Event()

@@ -7,18 +7,22 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.auth.authenticator import Authenticator
+from gateway.auth.keys import Key
 from gateway.auth.links import Links
 from gateway.auth.people import Person, refuse_delegate
 from gateway.auth.principal import Role, Scope
 from gateway.body import checked, parse_json
 from gateway.errors import BadRequest, NotFound
+from gateway.quotas import Quotas, Source
+from gateway.quotas.asked import of_a_key, of_a_person
+from gateway.quotas.telling import managed
 
 LONGEST_KEY_NAME = 128
 MOST_DAYS = 3650
 MOST_LISTED = 100  # of a front end's people; who is not among them is searched for
 
 
-def router(authenticator: Authenticator, links: Links, end_answers: Callable[[str], None]) -> APIRouter:
+def router(authenticator: Authenticator, links: Links, quotas: Quotas, end_answers: Callable[[str], None]) -> APIRouter:
     """`end_answers` ends what is being answered to a person who may no longer ask."""
     administrator = authenticator.requires(Scope.ADMIN)
     router = APIRouter(prefix="/admin", dependencies=[Depends(administrator)])
@@ -71,6 +75,16 @@ def router(authenticator: Authenticator, links: Links, end_answers: Callable[[st
         link = await links.create(person.id)
         return JSONResponse({"url": link.url, "expires_at": link.expires_at})
 
+    @router.get("/users/{id}/limits")
+    async def show_limits(id: str) -> Response:
+        return await _limits(await _person(id))
+
+    @router.post("/users/{id}/limits")
+    async def set_limits(id: str, request: Request) -> Response:
+        person, wishes = await _person(id), of_a_person(parse_json(await request.body()))
+        await quotas.set(person.id, wishes)
+        return await _limits(person)
+
     @router.get("/keys")
     async def list_keys() -> Response:
         names = {person.id: person.name for person in await people.all()}
@@ -92,6 +106,28 @@ def router(authenticator: Authenticator, links: Links, end_answers: Callable[[st
             raise NotFound("There is no such key.")
         authenticator.forget()
         return JSONResponse({"id": id, "deleted": True})
+
+    @router.get("/keys/{id}/limits")
+    async def show_limits_of_key(id: str) -> Response:
+        return await _limits_of_key(await _key(id))
+
+    @router.post("/keys/{id}/limits")
+    async def set_limits_of_key(id: str, request: Request) -> Response:
+        key, wishes = await _key(id), of_a_key(parse_json(await request.body()))
+        await quotas.set(key.id, wishes, key.goes_at)
+        return await _limits_of_key(key)
+
+    async def _limits(person: Person) -> Response:
+        return JSONResponse(managed(await quotas.balance(person.id), Source.PERSON))
+
+    async def _limits_of_key(key: Key) -> Response:
+        return JSONResponse(managed(await quotas.balance(key.user, key.id), Source.KEY))
+
+    async def _key(id: str) -> Key:
+        key = await keys.get(id)
+        if key is None:
+            raise NotFound("There is no such key.")
+        return key
 
     async def _person(id: str) -> Person:
         person = await people.get(id)

@@ -26,8 +26,8 @@ _OF_A_CONVERSATION = (409, 412)
 _TITLES = {
     400: "The request is wrong", 401: "Nobody we know", 403: "Not allowed", 404: "Not there", 405: "Not possible here",
     408: "Too slow", 409: "In conflict with what runs", 412: "Another version", 413: "Too large",
-    415: "Not sent as JSON", 429: "Too much is waiting", 500: "A mistake of ours", 502: "The engine's answer was none",
-    503: "Not now",
+    415: "Not sent as JSON", 429: "Too much is waiting, or a limit is reached", 500: "A mistake of ours",
+    502: "The engine's answer was none", 503: "Not now",
 }  # fmt: skip
 _LISTED = ("limit", "order", "after")
 
@@ -183,6 +183,9 @@ OPERATIONS = (
         "Delete an item; the answer is its conversation",
         "Conversation",
         beyond=_OF_A_CONVERSATION,
+    ),
+    Operation(
+        "GET", "/v1/usage", "What the caller may use, has used and has left, and when it renews (seconds)", "Usage"
     ),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ import msgspec
 from gateway import relay_body
 from gateway.api import response_input
 from gateway.api.conversations import MOST_ITEMS
+from gateway.quotas import Kind, Source
 
 Schema = dict[str, Any]
 Fields = Mapping[str, str | Schema]
@@ -253,6 +254,15 @@ _ANSWERS: Mapping[str, Fields] = {
     },
     "ConversationList": {**_LIST, "data": "Conversation[]"},
     "ConversationDeleted": {"id": "string", "object": "=conversation.deleted", "deleted": "boolean"},
+    # limits
+    "Usage": {"object": "=usage", **{kind.value: "Limit" for kind in Kind}},
+    "Limit": {
+        "limit": "integer|null",
+        "used": "integer",
+        "left": "integer|null",
+        "renews_at": "integer|null",
+        "source": {"enum": [source.value for source in Source]},
+    },
     # what the engine says
     "ChatCompletion": {
         "id": "string",

@@ -61,7 +61,7 @@ class RelayDoor:
             dialect=dialect,
             body=msgspec.json.encode(made.fields),
             principal=principal,
-            ticket=Ticket(principal.user, made.prompt_tokens, made.max_tokens, flex=made.flex),
+            ticket=Ticket(principal.user, made.prompt_tokens, made.max_tokens, flex=made.flex, key=principal.key),
             request_id=request_id(request),
             streamed=made.streamed,
             keeps_usage=made.keeps_usage,

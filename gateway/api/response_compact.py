@@ -24,6 +24,7 @@ from gateway.conversations.ids import new_shelf
 from gateway.errors import BadRequest, EngineError, UnknownParameter
 from gateway.events import Finished
 from gateway.live import LiveTurn
+from gateway.quotas.telling import limit_headers
 from gateway.runner import Order, Runner
 from gateway.sse import unless_left
 
@@ -57,7 +58,9 @@ class CompactDoor:
             raise turn.refusal or EngineError(message, code=outcome.code)
         content = compaction.encode(compaction.compact(context, turn.said.text))
         sealed = {"type": "compaction", "encrypted_content": seal(self.orders.secrets, principal.user, content)}
-        return json_response(_object(turn.id, [*compaction.kept(context), sealed], outcome))
+        return json_response(
+            _object(turn.id, [*compaction.kept(context), sealed], outcome), limit_headers(turn.balance)
+        )
 
     async def _context(self, principal: Principal, create: CreateResponse) -> Sequence[Json]:
         """What is to be made short: what came before, and the input."""

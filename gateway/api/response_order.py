@@ -94,6 +94,7 @@ class Orders:
             form=wishes.form,
             compact_at=_compact_at(create, model),
             flex=create.service_tier == "flex",
+            key=principal.key,
         )
 
     async def resolved(self, principal: Principal, items: Sequence[Json]) -> Sequence[Json]:

@@ -22,6 +22,7 @@ from gateway.engine import Engine
 from gateway.errors import BadRequest, Draining, NotFound
 from gateway.events import Finished, Form, TurnEvent
 from gateway.live import LiveTurn
+from gateway.quotas.telling import limit_headers
 from gateway.runner import Runner
 from gateway.sse import DONE, EXTENSION, HEARTBEAT, EventStream, unless_left
 from gateway.waited import headers_of
@@ -54,9 +55,11 @@ class ResponsesDoor:
         renderer = renderer_of(turn, echo)
         if create.stream:
             steps = self.runner.show(turn)
-            return EventStream(stream(renderer, steps, extended=_reads_more(request)), on_end=turn.stop_if_alone)
+            events = stream(renderer, steps, extended=_reads_more(request))
+            return EventStream(events, limit_headers(turn.balance), on_end=turn.stop_if_alone)
         if create.background:
-            return json_response(stored_object(await self.store.response(principal.user, turn.id)))
+            stored = await self.store.response(principal.user, turn.id)
+            return json_response(stored_object(stored), limit_headers(turn.balance))
         return await self._whole(request, renderer, turn, order.request.form)
 
     async def _whole(self, request: Request, renderer: StreamRenderer, turn: LiveTurn, form: Form) -> Response:
@@ -73,7 +76,7 @@ class ResponsesDoor:
             return Response(status_code=499)
         timing = outcome.timing
         waited = headers_of(renderer.place, queued=timing.queued, prefill=timing.prefill, decode=timing.decode)
-        return json_response(renderer.result(outcome), waited)
+        return json_response(renderer.result(outcome), waited | limit_headers(turn.balance))
 
     async def _attach(
         self, principal: Principal, attached: Attached, create: CreateResponse, request: Request

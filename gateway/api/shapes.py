@@ -1,6 +1,6 @@
 """What the doors' requests and answers have in common: JSON, pages of a list, conditions. Knows no route."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -47,5 +47,5 @@ def page(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
     }
 
 
-def json_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def json_response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), headers=headers, media_type="application/json")

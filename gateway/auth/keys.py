@@ -41,6 +41,11 @@ class Key:
     expires_at: int | None
     last_used: str | None  # the day, UTC
 
+    @property
+    def goes_at(self) -> int | None:
+        """When nothing is left of it (seconds): a day after its expiry."""
+        return None if self.expires_at is None else self.expires_at + 86_400
+
     def shown(self, user_name: str) -> dict[str, Any]:
         """What an administrator may see."""
         return {
@@ -112,6 +117,12 @@ class Keys:
         if key.last_used != (today := self._today()):
             await self._redis.run("mark_key_used", [f"dm:key:{digest}"], [today])
         return key
+
+    async def get(self, id: str) -> Key | None:
+        """The key of that id, also one that has just expired."""
+        digest = await self._redis.call("HGET", "dm:keys", id)
+        fields = await self._redis.call("HGETALL", f"dm:key:{digest.decode()}") if digest else None
+        return _key(fields) if fields else None
 
     def is_expired(self, key: Key) -> bool:
         return key.expires_at is not None and key.expires_at <= self._clock()

@@ -12,7 +12,7 @@ from gateway.backup import BackupError
 from gateway.redis_client import RedisClient
 
 FAMILIES = frozenset({"conv", "turn"})
-ALONE = frozenset({"usage", "link", "try", "trusted", "key", "session"})
+ALONE = frozenset({"usage", "link", "try", "trusted", "key", "session", "limits", "used"})
 PEOPLE = "username"
 DERIVED = frozenset({
     "meta", "convs", "order", "turns", "shelf", "stream", "idem", "leases", "line",

@@ -34,7 +34,7 @@ async def read(redis: RedisClient, names: Names) -> AsyncIterator[Key]:
     async for key, value in _alone(redis, names.alone["link"]):
         if value[0] in known:
             yield key
-    for kind in ("try", "trusted"):
+    for kind in ("try", "trusted", "limits", "used"):
         async for key, _ in _alone(redis, names.alone[kind]):
             yield key
 

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- A gateway lives: prolong its lease, tell what its answers have come to, hear which requests have a seat.
 --
--- KEYS   none; reads and writes dm:line:*
+-- KEYS   none; reads and writes dm:line:* and dm:used:*
 -- ARGV   1-5 as in parts/line.lua, then lease (ms), 1 to register as a gateway that holds nothing yet, how many ids follow
 --        that were heard to have a seat, these, then for each answer under way its id and its tokens
 -- result {"ok" or "alone" (no other gateway is there), ids of this gateway that have a seat}, or {"lost"} when it must
 --        register again
+-- include quota
 -- include line
 if ARGV[7] ~= '1' and not known() then return {'lost'} end
 bury()

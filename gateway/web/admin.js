@@ -2,6 +2,7 @@
 import * as api from "./api.js";
 import { confirmed, copyButton, h, icon, openDialog } from "./dom.js";
 import { currentLanguage, remember } from "./i18n.js";
+import { editLimits } from "./limits.js";
 
 const ROLES = ["member", "administrator"];
 const SCOPES = ["chat", "metrics", "admin", "delegate"];
@@ -38,6 +39,7 @@ export function createAdmin({ user, notes }) {
       status(one),
       h("td", { class: "row-actions" },
         one.speaks_for ? button(["speaks_for", { n: one.speaks_for }], notes.guarded(() => showDelegates(one))) : null,
+        button("limits", notes.guarded(() => limitsOf(one))),
         one.disabled ? null : button("make_link", notes.guarded(() => showLink(one))),
         one.id === user.id ? null : button(one.disabled ? "enable" : "disable", act(() => toggle(one)))));
   }
@@ -65,10 +67,21 @@ export function createAdmin({ user, notes }) {
   function delegateRow(one, owner, again) {
     return h("tr", { data: { disabled: one.disabled } },
       h("th", { scope: "row", text: one.name.slice(owner.name.length + 1) }), status(one),
-      h("td", { class: "row-actions" }, button(one.disabled ? "enable" : "disable", notes.guarded(async () => {
-        await toggle(one);
-        await again();
-      }))));
+      h("td", { class: "row-actions" },
+        button("limits", notes.guarded(() => limitsOf(one))),
+        button(one.disabled ? "enable" : "disable", notes.guarded(async () => {
+          await toggle(one);
+          await again();
+        }))));
+  }
+
+  async function limitsOf(one) {
+    await editLimits(one.name, await api.userLimits(one.id), notes.guarded((wishes) => api.setUserLimits(one.id, wishes)));
+  }
+
+  async function limitsOfKey(key) {
+    const name = key.name || key.user_name;
+    await editLimits(name, await api.keyLimits(key.id), notes.guarded((wishes) => api.setKeyLimits(key.id, wishes)));
   }
 
   async function toggle(one) {
@@ -87,7 +100,7 @@ export function createAdmin({ user, notes }) {
       h("th", { scope: "row", text: key.user_name }), h("td", { text: key.name ?? "" }),
       h("td", {}, ...key.scopes.map((scope) => badge("scope", SCOPES, scope))),
       h("td", {}, day(key.expires_at)), h("td", {}, day(key.last_used)),
-      h("td", { class: "row-actions" }, button("revoke", act(async () => {
+      h("td", { class: "row-actions" }, button("limits", notes.guarded(() => limitsOfKey(key))), button("revoke", act(async () => {
         if (await confirmed("revoke_title", ["revoke_text", { name: key.user_name }], "revoke")) await api.revokeKey(key.id);
       }))));
   }

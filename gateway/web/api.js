@@ -118,6 +118,10 @@ export const createUser = (name, role) => json("POST", "/admin/users", { body: {
 export const setUserEnabled = (id, enabled) =>
   send("POST", path`/admin/users/${id}/` + (enabled ? "enable" : "disable"), { body: {} });
 export const signInLink = (id) => json("POST", path`/admin/users/${id}/link`, { body: {} });
+export const userLimits = (id) => json("GET", path`/admin/users/${id}/limits`);
+export const setUserLimits = (id, wishes) => json("POST", path`/admin/users/${id}/limits`, { body: wishes });
+export const keyLimits = (id) => json("GET", path`/admin/keys/${id}/limits`);
+export const setKeyLimits = (id, wishes) => json("POST", path`/admin/keys/${id}/limits`, { body: wishes });
 export const keys = async () => (await json("GET", "/admin/keys")).data;
 export const createKey = (fields) => json("POST", "/admin/keys", { body: fields });
 export const revokeKey = (id) => send("DELETE", path`/admin/keys/${id}`);

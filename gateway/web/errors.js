@@ -4,14 +4,14 @@ import { t } from "./i18n.js";
 import { ApiError } from "./api.js";
 import { Broken } from "./stream.js";
 
-const BY_CODE = new Set(["conversation_locked", "context_length_exceeded", "request_too_large", "gateway_restarted"]);
+const BY_CODE = new Set(["conversation_locked", "context_length_exceeded", "request_too_large", "gateway_restarted", "insufficient_quota", "rate_limit_exceeded"]);
 const BY_STATUS = { 403: "error_403", 404: "error_404", 429: "error_429", 502: "error_503", 503: "error_503", 504: "error_503" };
 
 /** The [key, values] of the text for an error: one of ours, the server's, or a turn's `{code, message}`. */
 export function describe(error) {
   if (error instanceof Broken) return ["error_broken"];
   if (error instanceof TypeError) return ["error_network"]; // what fetch throws when nothing answers
-  if (BY_CODE.has(error.code)) return [`error_${error.code}`];
+  if (BY_CODE.has(error.code)) return [`error_${error.code}`, { message: error.message, seconds: error.retryAfterSeconds }];
   const key = BY_STATUS[error.status];
   return key ? [key, { seconds: error.retryAfterSeconds }] : ["error_other", { message: error.message || error.code || String(error.status) }];
 }

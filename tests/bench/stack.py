@@ -199,4 +199,5 @@ def _settings(folder: Path, redis: RedisServer, upstream: str) -> dict[str, str]
         "DESKMATE_WORKER_URLS": f"http://{upstream}",
         "DESKMATE_SEATS": str(SEATS),
         "DESKMATE_QUEUE_PER_PERSON": str(SEATS),
+        "DESKMATE_CONCURRENCY": str(2 * SEATS),
     }

@@ -18,6 +18,8 @@ import msgspec
 import pytest
 
 from gateway import redis_client as redis_client_module
+from gateway.admission import Ticket
+from gateway.admission.line import Capacity, Line
 from gateway.auth.keys import Keys
 from gateway.auth.links import Links
 from gateway.auth.people import People
@@ -35,6 +37,8 @@ from gateway.conversations import Append, Lease
 from gateway.conversations.store import BRANCH_OF, TITLE, RedisConversations
 from gateway.errors import ConversationLocked
 from gateway.migrations import DATA_VERSION, UnfinishedRestore, bring_forward
+from gateway.quotas import TOKENS, UNLIMITED, Kind
+from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from tests.contract.conftest import Desk, dump, said, texts
@@ -166,6 +170,24 @@ async def test_people_keys_links_and_sessions_open_the_same_doors_after_a_restor
     assert await Links(other, secrets, settings).open(link) == ada.id
     await there_sessions.end_all(ada.id)
     assert await there_sessions.user_of(secrets.digest_of_token(token)) is None
+
+
+async def test_limits_and_what_was_used_of_them_stand_as_they_were(redis_client: RedisClient, other: RedisClient):
+    quotas, capacity = RedisQuotas(redis_client, UNLIMITED), Capacity(4)
+    line = Line(redis_client, "gw_one")
+    await quotas.set("ada", {Kind.TOKENS_PER_DAY: 100, Kind.CONCURRENCY: "none"})
+    await quotas.set("key_1", {Kind.TOKENS_PER_MONTH: 50}, expires_at=4_000_000_000)
+    await line.step(capacity, 60, register=True)
+    await line.join(capacity, "one", Ticket("ada", 10, 20, key="key_1"))
+    await line.leave(capacity, {"one": (5, None)})
+    before = await quotas.balance("ada", "key_1")
+    await load(other, await backed_up(redis_client), "b", quiet)
+    after = await RedisQuotas(other, UNLIMITED).balance("ada", "key_1")
+    spent = {meter.kind: meter.used for meter in after.meters if meter.kind in TOKENS}
+    assert spent == {meter.kind: meter.used for meter in before.meters if meter.kind in TOKENS}
+    assert [(meter.limit, meter.source) for meter in after.meters] == [(m.limit, m.source) for m in before.meters]
+    assert await other.call("EXPIRETIME", "dm:limits:key_1") == 4_000_000_000
+    assert 0 < await other.call("TTL", "dm:used:ada") <= 40 * 86_400
 
 
 async def test_what_ends_at_a_date_ends_then_and_what_lasts_lasts_as_long_again(redis_client: RedisClient):

@@ -62,6 +62,9 @@ def test_a_first_start_is_looked_at_and_people_get_in(desk: Desk):
     told = desk.follows("people")
     assert "/#link=" in told
     assert "ada" in told.splitlines()[-1]
+    told = desk.follows("limits").splitlines()
+    assert "0 of 5,000,000" in told[1] and "person" in told[1] and "120" in told[2]
+    assert "0 of no limit" in told[-2] and "installation" in told[-2]
     told = desk.follows("key", {HERE: f"127.0.0.1:{desk.port}"})
     assert '"fake"' in told
     assert "notebook" in told.splitlines()[-1]

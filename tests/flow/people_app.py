@@ -20,6 +20,8 @@ from gateway.auth.secret import Secrets
 from gateway.auth.throttle import Throttle
 from gateway.errors import Refusal
 from gateway.limits import Limits, render_plainly
+from gateway.quotas import UNLIMITED
+from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 
@@ -32,6 +34,7 @@ class Desk:
     app: Limits
     authenticator: Authenticator
     links: Links
+    quotas: RedisQuotas
     passwords: Passwords
     origin: str
     ended: list[str]  # whose answers were ended
@@ -70,12 +73,12 @@ async def open_desk(redis: RedisClient, **given: str) -> AsyncIterator[Desk]:
     )
     secrets = Secrets(b"s" * 32)
     authenticator = Authenticator(redis, secrets, settings)
-    links, passwords = Links(redis, secrets, settings), Passwords()
+    links, passwords, quotas = Links(redis, secrets, settings), Passwords(), RedisQuotas(redis, UNLIMITED)
     login = Login(authenticator.people, links, passwords, Throttle(redis, secrets))
     app = FastAPI(openapi_url=None)
     app.include_router(sign_in.router(authenticator, login))
     ended: list[str] = []
-    app.include_router(admin.router(authenticator, links, ended.append))
+    app.include_router(admin.router(authenticator, links, quotas, ended.append))
     app.include_router(pages.router())
 
     @app.exception_handler(Refusal)
@@ -87,5 +90,5 @@ async def open_desk(redis: RedisClient, **given: str) -> AsyncIterator[Desk]:
     async def whoami(principal: Principal = Depends(authenticator.requires(Scope.CHAT))) -> Response:  # noqa: B008
         return JSONResponse({"name": principal.name, "user": principal.user, "key": principal.key})
 
-    yield Desk(Limits(app, settings), authenticator, links, passwords, given.get("public_url", ORIGIN), ended)
+    yield Desk(Limits(app, settings), authenticator, links, quotas, passwords, given.get("public_url", ORIGIN), ended)
     passwords.close()

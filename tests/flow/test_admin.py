@@ -40,6 +40,10 @@ ROUTES = [
     ("POST", "/admin/users/{user}/disable", None),
     ("POST", "/admin/users/{user}/enable", None),
     ("POST", "/admin/users/{user}/link", None),
+    ("GET", "/admin/users/{user}/limits", None),
+    ("POST", "/admin/users/{user}/limits", {"tokens_per_day": 5}),
+    ("GET", "/admin/keys/{key}/limits", None),
+    ("POST", "/admin/keys/{key}/limits", {"tokens_per_day": 5}),
     ("GET", "/admin/keys", None),
     ("POST", "/admin/keys", {"user": "victim", "scopes": ["admin"]}),
     ("DELETE", "/admin/keys/{key}", None),
@@ -53,7 +57,7 @@ def test_the_table_of_routes_is_whole(desk: Desk) -> None:
 
     routes = [
         route
-        for route in admin.router(desk.authenticator, desk.links, desk.ended.append).routes
+        for route in admin.router(desk.authenticator, desk.links, desk.quotas, desk.ended.append).routes
         if isinstance(route, APIRoute)
     ]
     found = {(method, route.path.replace("users/{id}", "users/{user}").replace("keys/{id}", "keys/{key}"))

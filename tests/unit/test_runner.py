@@ -42,6 +42,7 @@ from gateway.events import (
 )
 from gateway.live import LiveTurn
 from gateway.prompt import Window
+from gateway.quotas import Balance
 from gateway.runner import Order, Runner
 
 FENCE = 3
@@ -173,6 +174,7 @@ class Store:
 
 class Place:
     produced = 0
+    balance = Balance()
 
     def __init__(self, seated: bool) -> None:
         self.seat = asyncio.Event()
@@ -380,7 +382,7 @@ async def test_a_turn_waits_is_read_speaks_and_ends_and_its_place_is_released_on
     events = await followed(await world.begin(stored=stored))
     assert [type(event) for event in events if not isinstance(event, Delta)] == [Queued, Started, Finished]
     assert text_of(events) == "".join(TEXT)
-    assert world.place.releases == 1 and world.place.tokens == 4 and world.engine.closed == 1
+    assert world.place.releases == 1 and world.place.tokens == 5 and world.engine.closed == 1
     assert world.runner.running == 0 and world.observer.outcomes == [events[-1]]
     assert (events[-1].status, events[-1].prompt_tokens, events[-1].completion_tokens) == ("completed", 3, 5)
 
@@ -838,7 +840,7 @@ async def test_an_answer_goes_on_from_its_tokens_when_its_gateway_died():
         assert (outcome.status, outcome.prompt_tokens, outcome.completion_tokens) == ("completed", 3, 5)
         events = await collected(world.runner.follow("ada", "resp_9"))
         assert events[:4] == BEFORE and Progress("resuming") in events and text_of(events) == "".join(TEXT)
-        assert world.admission.tickets == [Ticket("ada", 3, 50, promised=True)]
+        assert world.admission.tickets == [Ticket("ada", 3, 50, promised=True, accepted=True)]
 
 
 async def test_a_turn_that_had_said_nothing_is_asked_again_from_what_is_stored():

@@ -40,6 +40,7 @@ from gateway.events import (
     encode_event,
 )
 from gateway.prompt import Window
+from gateway.quotas import Balance
 from gateway.said import Said
 from gateway.turn import run_turn
 
@@ -78,6 +79,7 @@ WRITTEN = Call("call_f", "f", '{"a":1}')
 
 class Place:
     produced = 0
+    balance = Balance()
 
     async def wait(self) -> AsyncGenerator[Waiting, None]:
         yield Waiting(0, 0.0)

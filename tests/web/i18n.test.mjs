@@ -8,7 +8,7 @@ import { TEXTS } from "../../gateway/web/texts.js";
 
 const WEB = join(import.meta.dirname, "../../gateway/web");
 const CODE = readdirSync(WEB).filter((name) => name.endsWith(".js") && name !== "texts.js").map((name) => readFileSync(join(WEB, name), "utf8")).join("\n");
-const BUILT = ["stage_", "state_", "progress_", "role_", "scope_", "error_"]; // keys put together from what the server says
+const BUILT = ["stage_", "state_", "progress_", "role_", "scope_", "error_", "limit_", "choice_"]; // keys put together from what the server says
 const SETTING = /^(temperature|top_p|max_output_tokens|rounds)(_hint)?$/; // and from the names of fields
 const STATUS = new Set(["sending", "reading"]); // a turn's status is its text
 
@@ -44,6 +44,8 @@ test("every state the server may send has a text", () => {
     progress: ["loading", "engine_lost", "resuming"],
     role: ["administrator", "member"],
     scope: ["chat", "metrics", "admin", "delegate"],
+    limit: ["tokens_per_day", "tokens_per_month", "requests_per_minute", "concurrency"],
+    choice: ["default", "none", "number"],
   };
   for (const [prefix, names] of Object.entries(states)) for (const name of names) assert.ok(`${prefix}_${name}` in TEXTS.zh, `${prefix}_${name}`);
 });

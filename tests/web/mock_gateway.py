@@ -123,6 +123,7 @@ class MockGateway:
         self.delegates: dict[str, list[Json]] = defaultdict(list)
         self.passwords: dict[str, str] = {}
         self.api_keys: dict[str, Json] = {}
+        self.limits: dict[str, Json] = defaultdict(dict)  # of a person or key: what was wished
         self.links: dict[str, str] = {}
         self.sessions: dict[str, str] = {}
         self.demo = True
@@ -246,6 +247,7 @@ class MockGateway:
             ("POST", "/v1/conversations/{id}/items", self._add_items),
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
             ("GET", "/admin/users/{id}/speaks_for", self._delegates),
+            ("GET", "/admin/{kind}/{id}/limits", self._limits), ("POST", "/admin/{kind}/{id}/limits", self._limits),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
             ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
             ("DELETE", "/admin/keys/{id}", self._revoke),
@@ -343,6 +345,19 @@ class MockGateway:
             return web.json_response({"url": self.link(user["name"]), "expires_at": int(time.time()) + 86400})
         user["disabled"] = verb == "disable"
         return web.json_response(user)
+
+    async def _limits(self, request: web.Request) -> web.Response:
+        wishes = self.limits[request.match_info["id"]]
+        if request.method == "POST":
+            wishes |= await request.json()
+        answer: Json = {}
+        for kind in ("tokens_per_day", "tokens_per_month", "requests_per_minute", "concurrency"):
+            own = wishes.get(kind, "default")
+            limit = own if isinstance(own, int) else 512 if kind == "concurrency" and own == "default" else None
+            answer[kind] = {"limit": limit, "used": 1234, "own": own}
+        if request.match_info["kind"] == "keys":
+            del answer["concurrency"]["own"]
+        return web.json_response(answer)
 
     async def _keys(self, request: web.Request) -> web.Response:
         return web.json_response({"data": list(self.api_keys.values())})

@@ -497,6 +497,35 @@ def test_the_people_of_a_front_end_are_found_behind_it_and_disabled_one_by_one(v
     expect(page.locator("#people tbody tr")).to_have_count(2)
 
 
+def test_an_administrator_sees_and_sets_limits_of_people_and_keys(visit, gateway):
+    page = visit().open()
+    page.goto(f"{gateway.address}/#/admin")
+    page.locator("#people tr", has_text="Ada").get_by_role("button", name="Limits").click()
+    rows = page.locator("dialog tr")
+    expect(rows).to_have_text([re.compile(text) for text in ("1,234 used", "1,234 used", "1,234", "1,234 of 512 used")])
+    expect(rows.nth(0).locator("input")).to_be_hidden()
+    rows.nth(0).locator("select").select_option("at most")
+    page.get_by_role("button", name="Save").click()
+    expect(rows).to_have_count(4)  # a number is missing
+    rows.nth(0).locator("input").fill("50000")
+    rows.nth(2).locator("select").select_option("no limit")
+    page.get_by_role("button", name="Save").click()
+    expect(rows).to_have_count(0)
+    wished = {"tokens_per_day": 50000, "tokens_per_month": "default", "requests_per_minute": "none"}
+    assert gateway.limits["user_0"] == wished | {"concurrency": "default"}
+    page.fill("#key-person", "Ada")
+    page.click("text=Create a key")
+    page.click("dialog .primary")
+    page.locator("#keys tbody tr").get_by_role("button", name="Limits").click()
+    expect(rows.locator("select")).to_have_count(3)
+    rows.nth(1).locator("select").select_option("at most")
+    rows.nth(1).locator("input").fill("7")
+    page.get_by_role("button", name="Save").click()
+    expect(rows).to_have_count(0)
+    (id,) = gateway.api_keys
+    assert gateway.limits[id]["tokens_per_month"] == 7 and "concurrency" not in gateway.limits[id]
+
+
 def test_a_member_finds_no_administration(visit, gateway):
     gateway.add_user("Lin")
     page = visit().open("Lin")

@@ -13,6 +13,7 @@
 --   dm:line:light          ZSET  people who came with nothing else in line or in flight, by when (ms)
 --   dm:line:gateways       ZSET  gateways by the end of their lease (ms)
 --   dm:line:gateway:{gw}   SET   ids of a gateway's requests;  dm:line:granted:{gw}: which of them have a seat, not told yet
+--   dm:line:paid:{id}      STRING tokens of a request whose gateway died, as they were charged: it may only have been slow
 --
 -- Whoever was given least, by tokens and weight, is next: the virtual token counter of Sheng et al. (OSDI 2024, arXiv
 -- 2401.00588), with a virtual clock as join rule (who comes back is not owed what they never asked for) and the expected
@@ -22,6 +23,7 @@ local FIRST_GUESS = 128 -- tokens of an answer, before there was one
 local NEWEST = 0.2 -- weight of the newest in a moving average
 local LIGHT_MS = 60000 -- so long seats are kept for people like the one that was seen
 local PASSED_MS = 2000 -- so long a request that is too large for what is free may be passed by smaller ones
+local PAID_SECONDS = 3600 -- so long a gateway that was only slow may bring back what it holds, without paying twice
 local AHEAD = 4096 -- so much more than their share people may have had and still take a kept seat: a request or two
 local FLOOR = 0.1 -- of the service, for flex while it waits
 local CLOCK = {inter = 'v', flex = 'v_flex'} -- each class is a line of its own
@@ -215,7 +217,8 @@ local function come(id, request)
   redis.call('ZADD', ready_of(request), person[request.class], request.who)
 end
 
--- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read.
+-- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read. Needs parts/quota.lua: what was used is
+-- counted here, once for each request. Returns how much that was, of one that had a seat.
 local function go(id, produced, prompt)
   local request = request_of(id)
   if not request then return end
@@ -236,13 +239,19 @@ local function go(id, produced, prompt)
     person.e = old + NEWEST * (produced - old)
     clock.mean = mean + NEWEST * (produced - mean)
   end
+  local used = (request.read and 0 or prompt or request.prompt) + (produced or request.produced)
+  count_both(request.who, request.key, now, math.max(0, used - (request.paid or 0)), 0)
+  return used
 end
 
 -- Other gateways whose lease ended: what they had is given back, charged as far as it was told.
 local function bury()
   for _, dead in ipairs(redis.call('ZRANGEBYSCORE', 'dm:line:gateways', '-inf', now)) do
     if dead ~= gateway then
-      for _, id in ipairs(redis.call('SMEMBERS', 'dm:line:gateway:' .. dead)) do go(id) end
+      for _, id in ipairs(redis.call('SMEMBERS', 'dm:line:gateway:' .. dead)) do
+        local used = go(id)
+        if used then redis.call('SET', 'dm:line:paid:' .. id, used, 'EX', PAID_SECONDS) end
+      end
       redis.call('ZREM', 'dm:line:gateways', dead)
     end
   end

@@ -1,0 +1,37 @@
+// The limits of one person or key: what was used of them, and a form that changes them. Knows nothing of any list.
+import { h, openDialog } from "./dom.js";
+
+const CHOICES = ["default", "none", "number"];
+
+/** `limits`: by kind `{limit, used}`, and `own` where it can be changed; `save` takes what is wished, by kind. */
+export async function editLimits(name, limits, save) {
+  const rows = Object.entries(limits).map(([kind, one]) => row(kind, one));
+  await openDialog(["limits_title", { name }], (close) => {
+    const form = h("form", { class: "limits" },
+      h("p", { class: "fine", say: "limits_hint" }),
+      h("div", { class: "panel" }, h("div", { class: "table-frame" }, h("table", {}, h("tbody", {}, ...rows.map(({ node }) => node))))),
+      h("div", { class: "dialog-actions" },
+        h("button", { type: "button", class: "button", say: "cancel", on: { click: () => close() } }),
+        h("button", { type: "submit", class: "button primary", say: "save" })));
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      await save(Object.fromEntries(rows.filter(({ wish }) => wish).map(({ kind, wish }) => [kind, wish()])));
+      close();
+    });
+    return [form];
+  });
+}
+
+function row(kind, { limit, used, own }) {
+  const head = [h("th", { scope: "row", say: `limit_${kind}` }), h("td", { say: ["limit_used", { used, limit }] })];
+  if (own === undefined) return { kind, node: h("tr", {}, ...head, h("td")) };
+  const choice = h("select", { label: `limit_${kind}` }, ...CHOICES.map((one) => h("option", { value: one, say: `choice_${one}` })));
+  const number = h("input", { type: "number", min: "0", step: "1", required: true, label: `limit_${kind}` });
+  const show = () => (number.hidden = number.disabled = choice.value !== "number");
+  choice.value = typeof own === "number" ? "number" : own;
+  number.value = typeof own === "number" ? own : limit ?? "";
+  choice.addEventListener("change", show);
+  show();
+  const wish = () => (choice.value === "number" ? Number(number.value) : choice.value);
+  return { kind, wish, node: h("tr", {}, ...head, h("td", { class: "row-actions" }, choice, number)) };
+}
