@@ -8,8 +8,7 @@ export async function editLimits(name, limits, save) {
   const rows = Object.entries(limits).map(([kind, one]) => row(kind, one));
   await openDialog(["limits_title", { name }], (close) => {
     const form = h("form", { class: "limits" },
-      h("p", { class: "fine", say: "limits_hint" }),
-      h("div", { class: "panel" }, h("div", { class: "table-frame" }, h("table", {}, h("tbody", {}, ...rows.map(({ node }) => node))))),
+      h("p", { class: "fine", say: "limits_hint" }), ...rows.map(({ node }) => node),
       h("div", { class: "dialog-actions" },
         h("button", { type: "button", class: "button", say: "cancel", on: { click: () => close() } }),
         h("button", { type: "submit", class: "button primary", say: "save" })));
@@ -23,8 +22,8 @@ export async function editLimits(name, limits, save) {
 }
 
 function row(kind, { limit, used, own }) {
-  const head = [h("th", { scope: "row", say: `limit_${kind}` }), h("td", { say: ["limit_used", { used, limit }] })];
-  if (own === undefined) return { kind, node: h("tr", {}, ...head, h("td")) };
+  const head = h("p", {}, h("b", { say: `limit_${kind}` }), h("span", { class: "fine", say: ["limit_used", { used, limit }] }));
+  if (own === undefined) return { kind, node: h("div", { class: "limit" }, head) };
   const choice = h("select", { label: `limit_${kind}` }, ...CHOICES.map((one) => h("option", { value: one, say: `choice_${one}` })));
   const number = h("input", { type: "number", min: "0", step: "1", required: true, label: `limit_${kind}` });
   const show = () => (number.hidden = number.disabled = choice.value !== "number");
@@ -33,5 +32,5 @@ function row(kind, { limit, used, own }) {
   choice.addEventListener("change", show);
   show();
   const wish = () => (choice.value === "number" ? Number(number.value) : choice.value);
-  return { kind, wish, node: h("tr", {}, ...head, h("td", { class: "row-actions" }, choice, number)) };
+  return { kind, wish, node: h("div", { class: "limit" }, head, h("div", {}, choice, number)) };
 }

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.errors import Busy, QuotaSpent, RateLimited
 from gateway.quotas import Allowance, Balance, Kind, Source
 from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
+from tests.servers import RedisServer
 
 MANY = Capacity(1000)
 DAY, MONTH, MINUTE, AT_ONCE = Kind
@@ -127,8 +129,13 @@ async def test_tokens_of_a_month_renew_with_the_calendar(door, last, next):
     await one.comes("ada")
 
 
-async def test_of_a_hundred_at_once_exactly_as_many_come_in_as_may(door):
-    one = await door(requests_per_minute=10)
+async def test_of_a_hundred_at_once_exactly_as_many_come_in_as_may(redis_server: RedisServer):
+    patient = RedisClient(redis_server.url, redis_server.password, timeout_seconds=60)
+    async with aclosing(patient):
+        await a_hundred_come(await Door(patient, requests_per_minute=10).open())
+
+
+async def a_hundred_come(one: Door) -> None:
     one.now += 15_000
     came = await asyncio.gather(*(one.comes("ada") for _ in range(100)), return_exceptions=True)
     refused = [fault for fault in came if isinstance(fault, RateLimited)]

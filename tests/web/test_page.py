@@ -501,7 +501,7 @@ def test_an_administrator_sees_and_sets_limits_of_people_and_keys(visit, gateway
     page = visit().open()
     page.goto(f"{gateway.address}/#/admin")
     page.locator("#people tr", has_text="Ada").get_by_role("button", name="Limits").click()
-    rows = page.locator("dialog tr")
+    rows = page.locator("dialog .limit")
     expect(rows).to_have_text([re.compile(text) for text in ("1,234 used", "1,234 used", "1,234", "1,234 of 512 used")])
     expect(rows.nth(0).locator("input")).to_be_hidden()
     rows.nth(0).locator("select").select_option("at most")
