@@ -247,7 +247,8 @@ class MockGateway:
             ("POST", "/v1/conversations/{id}/items", self._add_items),
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
             ("GET", "/admin/users/{id}/speaks_for", self._delegates),
-            ("GET", "/admin/{kind}/{id}/limits", self._limits), ("POST", "/admin/{kind}/{id}/limits", self._limits),
+            ("GET", "/admin/users/{id}/limits", self._limits), ("POST", "/admin/users/{id}/limits", self._limits),
+            ("GET", "/admin/keys/{id}/limits", self._limits), ("POST", "/admin/keys/{id}/limits", self._limits),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
             ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
             ("DELETE", "/admin/keys/{id}", self._revoke),
@@ -355,7 +356,7 @@ class MockGateway:
             own = wishes.get(kind, "default")
             limit = own if isinstance(own, int) else 512 if kind == "concurrency" and own == "default" else None
             answer[kind] = {"limit": limit, "used": 1234, "own": own}
-        if request.match_info["kind"] == "keys":
+        if request.path.startswith("/admin/keys/"):
             del answer["concurrency"]["own"]
         return web.json_response(answer)
 

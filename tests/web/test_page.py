@@ -512,7 +512,7 @@ def test_an_administrator_sees_and_sets_limits_of_people_and_keys(visit, gateway
     page.get_by_role("button", name="Save").click()
     expect(rows).to_have_count(0)
     wished = {"tokens_per_day": 50000, "tokens_per_month": "default", "requests_per_minute": "none"}
-    assert gateway.limits["user_0"] == wished | {"concurrency": "default"}
+    assert gateway.limits[gateway.users["Ada"]["id"]] == wished | {"concurrency": "default"}
     page.fill("#key-person", "Ada")
     page.click("text=Create a key")
     page.click("dialog .primary")
