@@ -136,16 +136,16 @@ class Model:
                 yield id, place, self._wait_ms(at, ahead)
             ahead += cost
 
-    def _tags(self) -> Iterator[tuple[int, float, int | str, str, float]]:
+    def _tags(self) -> Iterator[tuple[int, float, str, int, str, float]]:
         """How each waiting request is sorted, its id and its cost."""
         promised = (request for request in self.waiting.values() if request.promised)
-        yield from ((0, 0.0, number, request.id, 0.0) for number, request in enumerate(promised))
+        yield from ((0, 0.0, "", number, request.id, 0.0) for number, request in enumerate(promised))
         for number, kind in enumerate(KINDS, 1):
             for who, line in self.lines(kind).items():
                 tag = self.person(who).counters[kind]
-                for request in line:
+                for nth, request in enumerate(line):
                     cost = self._cost(request)
-                    yield number, tag, request.id, request.id, cost
+                    yield number, tag, who, nth, request.id, cost
                     tag += cost / request.weight
 
     def untold(self, gateway: str) -> Collection[str]:

@@ -7,7 +7,7 @@
 -- include line
 local tags, promised = {}, redis.call('LRANGE', 'dm:line:promised', 0, -1)
 for i, id in ipairs(promised) do
-  tags[i] = {id = id, tag = -1, flex = false, cost = 0, mine = request_of(id).gateway == gateway}
+  tags[i] = {id = id, tag = -1, who = '', at = i, flex = false, cost = 0, mine = request_of(id).gateway == gateway}
 end
 for _, class in ipairs({'inter', 'flex'}) do
   local ready = redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1, 'WITHSCORES')
@@ -17,7 +17,10 @@ for _, class in ipairs({'inter', 'flex'}) do
     for at, packed in ipairs(redis.call('HMGET', 'dm:line:requests', unpack(ids))) do
       local request = cmsgpack.unpack(packed)
       local cost = PROMPT * request.prompt + OUTPUT * expected(request)
-      tags[#tags + 1] = {id = ids[at], tag = tag, flex = class == 'flex', cost = cost, mine = request.gateway == gateway}
+      tags[#tags + 1] = {
+        id = ids[at], tag = tag, who = request.who, at = at, flex = class == 'flex', cost = cost,
+        mine = request.gateway == gateway,
+      }
       tag = tag + cost / request.weight
     end
   end
@@ -25,7 +28,8 @@ end
 table.sort(tags, function(a, b)
   if a.flex ~= b.flex then return not a.flex end
   if a.tag ~= b.tag then return a.tag < b.tag end
-  return a.id < b.id
+  if a.who ~= b.who then return a.who < b.who end -- as the line itself decides between equals
+  return a.at < b.at
 end)
 local ahead, result = 0, {}
 for place, one in ipairs(tags) do
