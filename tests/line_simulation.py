@@ -1,4 +1,4 @@
-"""The shared line in virtual time: real scripts on a real Redis, and an engine that is a rule of three.
+"""The shared line in virtual time: its scripts on a real Redis, or its model, and an engine that is a rule of three.
 
 Each request has its own prompt and output; every seat writes tokens at one pace, which is slower the more seats are
 taken. What comes out is what people would have felt: how long they waited for the first token, what they were served.
@@ -7,18 +7,52 @@ taken. What comes out is what people would have felt: how long they waited for t
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from gateway.admission import Ticket
-from gateway.admission.line import Capacity, Line
+from gateway.admission import Ticket, Waiting
+from gateway.admission.line import Capacity, How
 from gateway.errors import Busy
 
 STEP_MS = 250
 LEASE_SECONDS = 2.0
-OVERHEAD_MS = 10.0  # of one engine step
-TOKEN_MS = 0.25  # of each seat in it
-PROMPT_TOKENS_A_MS = 8.0
+DEATH_MS = 2_500  # until another gateway goes on with what a dead one had
+
+
+class SharedLine(Protocol):
+    """What is simulated: `Line` in Redis or `ModelLine`."""
+
+    async def join(
+        self, capacity: Capacity, id: str, ticket: Ticket, how: How = How.NEW, *, now_ms: int = 0
+    ) -> Collection[str]: ...
+
+    async def leave(
+        self, capacity: Capacity, left: Mapping[str, tuple[int, int | None]], *, now_ms: int = 0
+    ) -> Collection[str]: ...
+
+    async def step(
+        self,
+        capacity: Capacity,
+        lease_seconds: float,
+        *,
+        register: bool = False,
+        heard: Sequence[str] = (),
+        produced: Mapping[str, int] | None = None,
+        now_ms: int = 0,
+    ) -> tuple[bool, Collection[str]]: ...
+
+    async def places(self, capacity: Capacity, *, now_ms: int = 0) -> Mapping[str, Waiting]: ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How long a step takes: a token of each seat, and prompts up to so many tokens."""
+
+    overhead_ms: float = 10.0
+    token_ms: float = 0.25  # of each seat
+    prompt_tokens_a_ms: float = 8.0
+    step_tokens: int = 1200  # of prompts; the plan bounds a step's time by it
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,7 @@ class Job:
 class Ran:
     job: Job
     came: float
+    read: int = 0  # tokens of the prompt
     seated: float | None = None
     first: float | None = None
     done: float | None = None
@@ -50,15 +85,17 @@ class Ran:
 class World:
     """Time in ms. `closed`: people who keep a number of requests under way; `jobs`: those that come at their time."""
 
-    line: Line
+    line: SharedLine
     capacity: Capacity
     first_come: bool = False  # one line for all, as if there were one person
+    engine: Engine = field(default_factory=Engine)
     now: float = 0.0
     ran: list[Ran] = field(default_factory=list)
     waiting: dict[str, Ran] = field(default_factory=dict)
     flying: dict[str, Ran] = field(default_factory=dict)
     served: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # tokens by weight of kind: 1 and 2
     history: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    told: list[tuple[Ran, float, float]] = field(default_factory=list)  # who was told which wait (s), and when
     most_flying: int = 0
 
     def __post_init__(self) -> None:
@@ -114,20 +151,50 @@ class World:
                 self.flying[id] = ran
         self.most_flying = max(self.most_flying, len(self.flying))
 
+    async def look(self) -> None:
+        """Note the waits that are told now."""
+        for id, place in (await self.line.places(self.capacity, now_ms=int(self.now) + 1)).items():
+            if place.eta_seconds is not None:
+                self.told.append((self.waiting[id], place.eta_seconds, self.now))
+
+    async def die(self, heir: SharedLine) -> None:
+        """The gateway dies in the middle of all answers; the heir goes on with them once the lease has ended."""
+        flying, waiting = list(self.flying.items()), list(self.waiting.items())
+        self.line, self.flying, self.waiting = heir, {}, {}
+        self.now += DEATH_MS
+        await heir.step(self.capacity, LEASE_SECONDS, register=True, now_ms=int(self.now) + 1)
+        for (id, ran), how in [(one, How.PROMISED) for one in flying] + [(one, How.NEW) for one in waiting]:
+            so_far = int(ran.tokens)
+            ran.job = replace(ran.job, prompt=ran.job.prompt + so_far, output=ran.job.output - so_far, most=None)
+            ran.read, ran.tokens = 0, 0
+            ticket = Ticket(ran.job.person, ran.job.prompt, ran.job.output, how == How.PROMISED, ran.job.flex)
+            self.waiting[f"{id}-again"] = ran
+            self._seat(await heir.join(self.capacity, f"{id}-again", ticket, how, now_ms=int(self.now) + 1))
+
     async def _engine_step(self) -> None:
         """One step of the engine: new prompts are read, every other seat writes a token."""
-        reading = [r for r in self.flying.values() if r.first is None]
-        writing = [r for r in self.flying.values() if r.first is not None]
         if not self.flying:
-            self.now += OVERHEAD_MS if not self._arrivals else max(1.0, min(STEP_MS, self._arrivals[0][0] - self.now))
+            pause = (
+                max(1.0, min(STEP_MS, self._arrivals[0][0] - self.now)) if self._arrivals else self.engine.overhead_ms
+            )
+            self.now += pause
             return
-        self.now += OVERHEAD_MS + TOKEN_MS * len(writing) + sum(r.job.prompt for r in reading) / PROMPT_TOKENS_A_MS
-        for r in reading:
-            r.first = self.now
-            self.served[r.job.person] += r.job.prompt
-        for r in (*reading, *writing):
-            r.tokens += 1
-            self.served[r.job.person] += 2
+        writing = [r for r in self.flying.values() if r.read == r.job.prompt]
+        left = self.engine.step_tokens
+        for r in self.flying.values():
+            if (some := min(left, r.job.prompt - r.read)) > 0:
+                r.read += some
+                left -= some
+                self.served[r.job.person] += some
+        read = self.engine.step_tokens - left
+        self.now += (
+            self.engine.overhead_ms + self.engine.token_ms * len(writing) + read / self.engine.prompt_tokens_a_ms
+        )
+        for r in self.flying.values():
+            if r.read == r.job.prompt:
+                r.first = r.first or self.now
+                r.tokens += 1
+                self.served[r.job.person] += 2
         done = {id: r for id, r in self.flying.items() if r.tokens >= r.job.output}
         if done:
             for id, r in done.items():
@@ -139,9 +206,9 @@ class World:
                 if again := self._again.get(r.job.person):
                     self.at(self.now, again())
 
-    def waits(self, *people: str, after: float = 0) -> list[float]:
-        """Seconds to the first token of those who came after that, also of those who still wait."""
-        return [r.waited for r in self.ran if r.job.person in people and r.came >= after and not r.refused]
+    def waits(self, *people: str, after: float = 0, before: float = float("inf")) -> list[float]:
+        """Seconds to the first token of those who came between, also of those who still wait."""
+        return [r.waited for r in self.ran if r.job.person in people and after <= r.came < before and not r.refused]
 
     def service(self, person: str, start: float, end: float | None = None) -> float:
         """What a person was served between two moments."""

@@ -5,6 +5,8 @@ turn     responses (stored, resumable), scripted upstream
 direct   the upstream alone: the floor of the method
 storage  the newest 50 of 10,000 conversations through HTTP, and deleting 1,000
 engine   tokens a second of a real worker through the gateway ÷ direct (--upstream HOST:PORT)
+fairness who waits how long beside whom: in virtual time (--simulate), or a real worker (--upstream HOST:PORT --seats N)
+overload answers a second at 1, 2, 5 and 10 times what the engine can do
 backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
 
@@ -20,7 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.backup import drill
+from tests.bench.fairness import measured, simulated
 from tests.bench.load import Job, Result
+from tests.bench.overload import overload
 from tests.bench.stack import ROOT, Stack, cores, stack
 from tests.bench.storage import storage
 
@@ -207,7 +211,7 @@ def heading(name: str, rounds: int) -> Iterator[str]:
     yield f"# bench {name}"
     yield ""
     yield f"{datetime.now(UTC):%Y-%m-%d}, {rounds} interleaved rounds, medians (least–greatest), {where}."
-    if name not in ("engine", "storage"):
+    if name not in ("engine", "storage", "overload"):
         yield f"Scripted upstream, {TOKENS} tokens an answer, 5 ms between two tokens (20 ms at 256 streams)."
         yield "CPU of `direct` is the upstream's own: the floor of the method. The gateway does keys, queue, usage."
     yield ""
@@ -217,16 +221,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="deskmate bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", choices=["relay", "turn", "direct", "storage", "engine", "backup"])
+    parser.add_argument(
+        "name", choices=["relay", "turn", "direct", "storage", "engine", "backup", "fairness", "overload"]
+    )
     parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--upstream", help="address of a running vLLM for `engine`: HOST:PORT")
+    parser.add_argument("--upstream", help="address of a running vLLM for `engine` and `fairness`: HOST:PORT")
+    parser.add_argument("--seats", type=int, default=10, help="how many that vLLM has, for `fairness`")
+    parser.add_argument("--simulate", action="store_true", help="`fairness` in virtual time, --rounds seeds of it")
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
     parser.add_argument("--write", action="store_true", help="also write docs/bench-NAME.md")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if asked.name == "engine" and not asked.upstream:
         parser.error("engine needs --upstream HOST:PORT of a running worker")
+    if asked.name == "fairness":
+        if not (asked.simulate or asked.upstream):
+            parser.error("fairness needs --simulate, or --upstream HOST:PORT of a running worker and its --seats")
+        if asked.simulate:
+            lines = simulated(asked.rounds, write=asked.write)
+        else:
+            lines = measured(asked.upstream, asked.seats, asked.rounds, write=asked.write)
+        print("\n".join(lines))
+        return 0
     if asked.name == "backup":
         return report(asked, list(drill(asked.conversations)))
     match asked.name:
@@ -234,6 +251,8 @@ def main() -> int:
             body = engine(asked.upstream, asked.rounds)
         case "storage":
             body = storage(asked.rounds)
+        case "overload":
+            body = overload(asked.rounds)
         case name:
             body = scripted(name, asked.rounds)
     return report(asked, [*heading(asked.name, asked.rounds), *body])

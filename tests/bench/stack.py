@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ class Stack:
 
     upstream: str
     gateway: str
-    key: str
+    keys: list[str]  # each of another person
     model: str
     worker: Measured | None
     under_test: Measured
@@ -114,6 +114,10 @@ class Stack:
     redis_url: str
     redis_password: str
     loader: subprocess.Popen[bytes]
+
+    @property
+    def key(self) -> str:
+        return self.keys[0]
 
     def load(self, job: Job) -> Result:
         assert self.loader.stdin
@@ -131,8 +135,12 @@ class Stack:
 
 
 @contextmanager
-def stack(upstream: str | None = None) -> Iterator[Stack]:
-    """Everything, started; `upstream`: the address of a worker that runs already, else a scripted one is started."""
+def stack(
+    upstream: str | None = None, *, seats: int = SEATS, people: int = 1, more: Mapping[str, str] | None = None
+) -> Iterator[Stack]:
+    """Everything, started; `upstream`: the address of a worker that runs already, else a scripted one is started.
+
+    `more`: further settings of the gateway."""
     # A real worker uses every core, and so does what is measured beside it.
     ours, others = (upstream is None and cores()) or (None, None)
     folder = Path(tempfile.mkdtemp(prefix="dm"))
@@ -151,20 +159,16 @@ def stack(upstream: str | None = None) -> Iterator[Stack]:
         if upstream is None:
             upstream = f"127.0.0.1:{free_port()}"
             port = upstream.rpartition(":")[2]
-            arguments = ["tests.fake_worker", "--port", port, "--seats", str(SEATS), "--context", "32768"]
+            arguments = ["tests.fake_worker", "--port", port, "--seats", str(seats), "--context", "32768"]
             worker = Measured(start(arguments, others, stdout=subprocess.DEVNULL))
             processes.append(worker.process)
             until_ready(upstream, "/health", worker.process)
-        gateway, key, environment = f"127.0.0.1:{free_port()}", "", _settings(folder, redis, upstream)
+        gateway, environment = f"127.0.0.1:{free_port()}", _settings(folder, redis, upstream, seats) | dict(more or {})
         environment["DESKMATE_PORT"] = gateway.rpartition(":")[2]
         under_test = start(["gateway", "serve"], ours, env=environment)
         processes.append(under_test)
         until_ready(gateway, "/readyz", under_test)
-        made = subprocess.run(
-            [sys.executable, "-m", "gateway", "key", "create", "--user", "bench", "--json"],
-            cwd=ROOT, env=environment, check=True, capture_output=True,
-        )  # fmt: skip
-        key = json.loads(made.stdout)["key"]
+        keys = [_key(f"bench{number}", environment) for number in range(people)]
         loader = start(["tests.bench.load"], others, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         processes.append(loader)
         with urllib.request.urlopen(f"http://{upstream}/v1/models", timeout=10) as models:
@@ -172,7 +176,7 @@ def stack(upstream: str | None = None) -> Iterator[Stack]:
         yield Stack(
             upstream,
             gateway,
-            key,
+            keys,
             model,
             worker,
             Measured(under_test),
@@ -188,7 +192,15 @@ def stack(upstream: str | None = None) -> Iterator[Stack]:
         shutil.rmtree(folder)
 
 
-def _settings(folder: Path, redis: RedisServer, upstream: str) -> dict[str, str]:
+def _key(person: str, environment: Mapping[str, str]) -> str:
+    made = subprocess.run(
+        [sys.executable, "-m", "gateway", "key", "create", "--user", person, "--json"],
+        cwd=ROOT, env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    return str(json.loads(made.stdout)["key"])
+
+
+def _settings(folder: Path, redis: RedisServer, upstream: str, seats: int) -> dict[str, str]:
     (folder / "redis-password").write_text(redis.password)
     (folder / "secret").write_text(secrets.token_urlsafe(48))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DESKMATE_")}
@@ -197,7 +209,7 @@ def _settings(folder: Path, redis: RedisServer, upstream: str) -> dict[str, str]
         "DESKMATE_REDIS_PASSWORD_FILE": str(folder / "redis-password"),
         "DESKMATE_SECRET_FILE": str(folder / "secret"),
         "DESKMATE_WORKER_URLS": f"http://{upstream}",
-        "DESKMATE_SEATS": str(SEATS),
+        "DESKMATE_SEATS": str(seats),
         "DESKMATE_QUEUE_PER_PERSON": str(SEATS),
         "DESKMATE_CONCURRENCY": str(2 * SEATS),
     }

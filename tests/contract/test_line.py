@@ -13,6 +13,7 @@ from gateway.admission import Ticket
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Busy
 from gateway.redis_client import RedisClient
+from tests.line_model import Model, ModelLine
 from tests.line_simulation import Job, World, percentile
 from tests.servers import RedisServer, some_redis
 
@@ -252,6 +253,22 @@ async def test_what_was_not_heard_is_told_again(desk: Desk):
 
 
 # people, over time ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_day_on_the_model_is_the_same_day_as_in_redis(world: Callable[..., World]):
+    """What benchmarks simulate is what people get."""
+    days = []
+    for made in (world(MANY), World(ModelLine(Model(), "gw_one"), MANY)):
+        made.closed("heavy", 40, about(random.Random(1), "heavy", 256, 128))
+        made.closed("batch", 10, about(random.Random(2), "batch", 128, 128, flex=True))
+        for at in range(0, 20_000, 700):
+            made.at(at, Job("light", 100, 30, weight=2))
+        await made.run(15_000)
+        await made.look()
+        await made.run(20_000)
+        days.append((made.history, [(ran.seated, ran.first, ran.done) for ran in made.ran], [t[1:] for t in made.told]))
+    assert days[0] == days[1]
+    assert len(days[0][2]) > 20
 
 
 async def test_beside_one_with_48_jobs_others_are_served_as_if_nearly_alone(world: Callable[..., World]):
