@@ -214,12 +214,12 @@ class Model:
             self._sit(at, chosen, kept=promised is None and not self._free(at))
 
     def _next(self, at: Moment) -> Request | None:
-        behind = self.given[FLEX] * (1 - FLOOR) < self.given[DESK] * FLOOR
+        behind, free = self.given[FLEX] * (1 - FLOOR) < self.given[DESK] * FLOOR, self._free(at)
         for kind in reversed(KINDS) if behind else KINDS:
             lines = self.lines(kind)
             for who in sorted(lines, key=lambda who: (self.person(who).counters[kind], who)):
                 request = lines[who][0]
-                if not self._free(at) and not self._may_take_kept(request):
+                if not free and not self._may_take_kept(request):
                     continue
                 if self.fits(at.capacity, request):
                     return request

@@ -5,7 +5,7 @@ turn     responses (stored, resumable), scripted upstream
 direct   the upstream alone: the floor of the method
 storage  the newest 50 of 10,000 conversations through HTTP, and deleting 1,000
 engine   tokens a second of a real worker through the gateway ÷ direct (--upstream HOST:PORT)
-fairness who waits how long beside whom: in virtual time (--simulate), or a real worker (--upstream HOST:PORT --seats N)
+fairness who waits how long beside whom, in virtual time (--simulate)
 overload answers a second at 1, 2, 5 and 10 times what the engine can do
 backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.backup import drill
-from tests.bench.fairness import measured, simulated
+from tests.bench.fairness import simulated
 from tests.bench.load import Job, Result
 from tests.bench.overload import overload
 from tests.bench.stack import ROOT, Stack, cores, stack
@@ -226,8 +226,7 @@ def main() -> int:
     )
     parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--upstream", help="address of a running vLLM for `engine` and `fairness`: HOST:PORT")
-    parser.add_argument("--seats", type=int, default=10, help="how many that vLLM has, for `fairness`")
+    parser.add_argument("--upstream", help="address of a running vLLM for `engine`: HOST:PORT")
     parser.add_argument("--simulate", action="store_true", help="`fairness` in virtual time, --rounds seeds of it")
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
     parser.add_argument("--write", action="store_true", help="also write docs/bench-NAME.md")
@@ -236,13 +235,9 @@ def main() -> int:
     if asked.name == "engine" and not asked.upstream:
         parser.error("engine needs --upstream HOST:PORT of a running worker")
     if asked.name == "fairness":
-        if not (asked.simulate or asked.upstream):
-            parser.error("fairness needs --simulate, or --upstream HOST:PORT of a running worker and its --seats")
-        if asked.simulate:
-            lines = simulated(asked.rounds, write=asked.write)
-        else:
-            lines = measured(asked.upstream, asked.seats, asked.rounds, write=asked.write)
-        print("\n".join(lines))
+        if not asked.simulate:
+            parser.error("fairness is there with --simulate only, in virtual time")
+        print("\n".join(simulated(asked.rounds, write=asked.write)))
         return 0
     if asked.name == "backup":
         return report(asked, list(drill(asked.conversations)))

@@ -1,19 +1,18 @@
 """`bench fairness`: what was found, as tables and a picture; with `--write` they become part of the docs.
 
-Knows no workload: those are in `simulate.py` and, for a real worker, in `fair_engine.py`.
+Knows no workload: those are in `simulate.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.chart import svg
-from tests.bench.fair_engine import on_engine
 from tests.bench.simulate import END_MS, Report, simulate
 from tests.bench.stack import ROOT
 from tests.docs import blocks
 
 PAGE, PICTURE = Path(ROOT, "docs", "fairness.md"), Path(ROOT, "docs", "fairness-simulated.svg")
-BLOCK, REAL_BLOCK = "simulated", "measured"
+BLOCK = "simulated"
 
 
 def simulated(seeds: int, *, write: bool) -> list[str]:
@@ -25,16 +24,9 @@ def simulated(seeds: int, *, write: bool) -> list[str]:
     return lines
 
 
-def measured(upstream: str, seats: int, rounds: int, *, write: bool) -> list[str]:
-    lines = list(on_engine(upstream, seats, rounds))
-    if write:
-        blocks.put(PAGE, REAL_BLOCK, "\n".join(lines))
-    return lines
-
-
 def table(found: Report, seeds: int) -> Iterator[str]:
     minutes = END_MS // 60_000
-    yield f"`./deskmate bench fairness --simulate`: {minutes} virtual minutes each, the first one cut, {seeds} seeds."
+    yield f"`./deskmate bench fairness --simulate`: {minutes} virtual minutes each, the first one cut, {seeds} seed(s)."
     yield ""
     yield "| workload | figure | goal | first-come | FQ1 | reached |"
     yield "|---|---|---|---|---|---|"
