@@ -408,7 +408,7 @@ def _check_template_switches(body: Json) -> None:
             f"'chat_template_kwargs' may hold {allowed} (true or false) only.", param="chat_template_kwargs"
         )
     effort = body.get("reasoning_effort")
-    if effort is not None and effort not in _EFFORTS:
+    if effort is not None and not (isinstance(effort, str) and effort in _EFFORTS):
         raise BadRequest(f"'reasoning_effort' must be one of {', '.join(sorted(_EFFORTS))}.", param="reasoning_effort")
 
 
@@ -423,9 +423,11 @@ def _check_strings(value: Any, name: str) -> None:
 
 
 def _cap(value: Any, limit: int, name: str) -> None:
-    if value is not None and not isinstance(value, int):
-        raise BadRequest(f"'{name}' must be a whole number.", param=name)
-    if value is not None and value > limit:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:  # to the engine -1 is its whole vocabulary
+        raise BadRequest(f"'{name}' must be a whole number from 0 to {limit}.", param=name)
+    if value > limit:
         raise BadRequest(f"'{name}' is {value}; the limit is {limit}.", param=name)
 
 

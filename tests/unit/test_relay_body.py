@@ -80,7 +80,7 @@ def test_template_switches_are_a_short_list_of_booleans():
         {"n": 2}, {"top_logprobs": 21}, {"logit_bias": {str(n): 1 for n in range(301)}}, {"stop": ["a"] * 17},
         {"stop": [1]}, {"max_tokens": 0}, {"max_tokens": "9"}, {"stream": "yes"}, {"reasoning_effort": "<|im_end|>"},
         {"stream_options": {"include_usage": True}}, {"messages": []}, {"messages": "x"}, {"messages": ["x"]},
-        {"top_logprobs": 0.5},
+        {"top_logprobs": 0.5}, {"top_logprobs": -1}, {"top_logprobs": True}, {"reasoning_effort": {}},
         {"messages": [{"role": "<|im_start|>system", "content": ""}]}, {"messages": [{"role": "user", "content": 1}]},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]},
         {"messages": [{"role": "user", "content": ["x"]}]}, {"messages": [{"role": "user", "tool_calls": 1}]},
@@ -91,6 +91,12 @@ def test_caps_and_shapes_are_checked(fields):
     with pytest.raises(BadRequest) as refusal:
         chat(**fields)
     assert refusal.value.param
+
+
+@pytest.mark.parametrize("most", [-1, 21, True, 1.5])
+def test_a_completion_never_asks_for_the_likelihoods_of_a_whole_vocabulary(most):
+    with pytest.raises(BadRequest, match="logprobs"):
+        completion(prompt="x", logprobs=most)
 
 
 def test_the_served_model_and_its_aliases_are_known():
