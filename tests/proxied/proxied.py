@@ -1,5 +1,6 @@
 """Debian's nginx with the example configuration in front of whatever listens on a port; knows no gateway."""
 
+import asyncio
 import atexit
 import re
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+LOGGED_SECONDS = 10.0
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nginx" / "deskmate.conf"
 MAIN = """\
 daemon off;
@@ -113,9 +115,11 @@ class Nginx:
     def log(self) -> str:
         return (self.folder / "error.log").read_text()
 
-    @property
-    def accesses(self) -> list[str]:
-        return (self.folder / "access.log").read_text().splitlines()
+    async def until_logged(self, end: str) -> None:
+        """Until the newest access has this end: it is written a moment after the answer."""
+        async with asyncio.timeout(LOGGED_SECONDS):
+            while not (self.folder / "access.log").read_text().endswith(f"{end}\n"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     def _command(self) -> list[str]:
         binary = nginx_binary()
