@@ -159,10 +159,10 @@ class Model:
         if len(mine) >= longest:
             wait = self._wait_ms(at, cost * len(lines))
             raise Full(f"{len(mine)} wait", retry_after_seconds=seconds(wait) or 2.0)
-        if not mine and self._somebody_waits():
+        if self._somebody_waits():
             start = max(self.person(request.who).counters[request.kind], self.clocks[request.kind])
             before = sum(self.person(who).counters[request.kind] <= start for who in lines)
-            wait = self._wait_ms(at, cost * before)
+            wait = self._wait_ms(at, cost * (len(mine) * len(lines) if mine else before))
             if wait is not None and wait > longest_wait_ms:
                 raise Late(f"{wait} ms", retry_after_seconds=wait / 1000)
 

@@ -54,9 +54,13 @@ if how == 'new' then
     local wait = wait_for(cost * redis.call('ZCARD', ready_of(request)))
     return refuse('full', waiting, wait and math.ceil(wait * 1000) or -1)
   end
-  if waiting == 0 and somebody_waits() then
-    local counter = math.max(person_of(request.who)[request.class], clock[CLOCK[request.class]])
-    local wait = wait_for(cost * redis.call('ZCOUNT', ready_of(request), '-inf', counter))
+  if somebody_waits() then
+    local ahead = waiting * redis.call('ZCARD', ready_of(request)) -- each of one's own lets everybody pass once
+    if waiting == 0 then
+      local counter = math.max(person_of(request.who)[request.class], clock[CLOCK[request.class]])
+      ahead = redis.call('ZCOUNT', ready_of(request), '-inf', counter)
+    end
+    local wait = wait_for(cost * ahead)
     if wait and wait * 1000 > longest then return refuse('late', math.ceil(wait * 1000)) end
   end
 end

@@ -168,6 +168,18 @@ async def test_a_wait_longer_than_the_longest_is_refused_at_once_with_its_estima
     assert int(refused.value.headers["retry-after"]) > 60
 
 
+async def test_ones_own_line_is_bounded_by_the_longest_wait_too(redis_client: RedisClient):
+    desk = await Desk(redis_client, longest_wait_seconds=60).register()
+    running = await desk.join("ann", most=1000)
+    await desk.join("ann", most=1000)
+    for _ in range(8):
+        desk.now += 1000
+        await desk.line.step(ONE, 2.0, produced={running: (desk.now - 1000) // 100}, now_ms=desk.now)
+    with pytest.raises(Busy, match="about"):
+        for _ in range(100):
+            await desk.join("ann", most=1000)
+
+
 async def test_a_request_too_large_for_the_free_memory_is_passed_but_not_for_ever(redis_client: RedisClient):
     desk = await Desk(redis_client, capacity=Capacity(8, kv_tokens=1000)).register()
     small = [await desk.join(f"p{n}", prompt=100, most=50) for n in range(4)]
