@@ -1,7 +1,9 @@
 """A whole gateway before a scripted worker; tests of one file share it and come as different people."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import openai
 import pytest
@@ -44,8 +46,16 @@ def scripted(shared_worker: FakeWorker) -> FakeWorker:
 @pytest.fixture
 async def ready(shared_gateway: GatewayProcess, scripted: FakeWorker) -> GatewayProcess:
     await shared_gateway.until_ready()
-    shared_gateway.redis.admin("DEL", "dm:line:light")  # people of earlier tests: no seat is kept for one like them
+    await empty_line(shared_gateway.redis)
     return shared_gateway
+
+
+async def empty_line(redis: RedisServer) -> None:
+    """Nobody has a seat, also none that an earlier test's gateway took along when it was killed; and none is kept."""
+    async with asyncio.timeout(20):
+        while float(cast(bytes, redis.admin("HGET", "dm:line:clock", "flying")) or 0):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    redis.admin("DEL", "dm:line:light")
 
 
 @pytest.fixture

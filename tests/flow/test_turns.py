@@ -391,7 +391,8 @@ async def test_where_the_time_of_a_whole_answer_went_is_in_its_headers_and_adds_
     assert list(phases) == ["queued", "prefill", "decode"]
     assert int(raw.headers["x-queue-position"]) > 0
     assert int(raw.headers["x-queue-wait-ms"]) == pytest.approx(float(phases["queued"]), abs=1)
-    assert sum(map(float, phases.values())) / 1000 == pytest.approx(waited, rel=0.05)
+    told = sum(map(float, phases.values())) / 1000
+    assert 0.9 * waited - 0.25 < told < waited  # what is written down before and after is not in it
     metadata = raw.parse().metadata
     assert [float(metadata[f"deskmate:{name}_seconds"]) for name in phases] == pytest.approx(
         [float(value) / 1000 for value in phases.values()], abs=0.001
