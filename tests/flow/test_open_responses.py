@@ -28,7 +28,7 @@ from tests.flow.open_responses import (
     checked_stream,
 )
 from tests.flow.test_images import asking
-from tests.flow.test_socket import Caller, calling, error_of
+from tests.flow.test_socket import PATIENT_SECONDS, Caller, calling, error_of
 from tests.gateway_process import GatewayProcess
 
 NOT_FOUND = (400, "previous_response_not_found")
@@ -60,7 +60,7 @@ class Server:
     async def post(self, body: Json, path: str = "/v1/responses") -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.key}"}
         async with httpx2.AsyncClient(base_url=self.gateway.url, headers=headers) as http:
-            return await http.post(path, json=body, timeout=60)
+            return await http.post(path, json=body, timeout=PATIENT_SECONDS)
 
     async def answered(self, input: Any, **more: Any) -> Json:
         """The response, which must be completed and say something."""
