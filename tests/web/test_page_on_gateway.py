@@ -15,6 +15,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.responses import Response
 from playwright.sync_api import Page, expect
 
 from tests.fake_worker import FakeWorker, Record
@@ -405,20 +406,25 @@ def test_a_refused_first_question_leaves_no_empty_conversation(visit, worker, na
 def test_the_place_in_line_counts_down_to_the_answer(visit, gateway, worker, name):
     worker.script(answer=LONG, pace_ms=20)
     page = visit().open(name)
-    others = gateway.client(f"Others of {name}")
-    seated = [others.responses.create(input="take a seat", background=True) for _ in range(SEATS)]
+    others = [gateway.client(f"Other {number} of {name}") for number in range(SEATS)]
+    seated = [(other, other.responses.create(input="take a seat", background=True)) for other in others]
     until(lambda: worker.engine.running == SEATS)
     first = gateway.client(f"First of {name}").responses.create(input="me first", background=True)
     ask(page, "and me?")
     expect(answer(page, "queued")).to_contain_text("2nd in line")
-    others.responses.cancel(seated.pop().id)
+    leave(seated)
     expect(answer(page, "queued")).to_contain_text("Next in line, about")
     worker.script(answer="Your turn.", pace_ms=0)
-    others.responses.cancel(seated.pop().id)
+    leave(seated)
     expect(answer(page)).to_contain_text("Your turn.")
     gateway.client(f"First of {name}").responses.cancel(first.id)
-    for response in seated:
-        others.responses.cancel(response.id)
+    while seated:
+        leave(seated)
+
+
+def leave(seated: list[tuple[openai.OpenAI, Response]]) -> None:
+    other, response = seated.pop()
+    other.responses.cancel(response.id)
 
 
 def test_a_question_asked_while_the_model_loads_waits_in_line_and_is_answered(visit, starting):
