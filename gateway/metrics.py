@@ -30,8 +30,6 @@ from gateway.events import Finished
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WAIT_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60, 180, 600)
 _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2)
-
-
 ROUTES = ("responses", "chat_completions", "completions", "messages")
 OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
 WASTED = frozenset({"cancelled", "failed", "left"})  # what was written is of no use

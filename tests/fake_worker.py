@@ -31,6 +31,8 @@ from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 
+from tests.listening import stop_listening
+
 json_bytes = msgspec.json.encode
 json_value = msgspec.json.decode
 
@@ -1148,7 +1150,7 @@ class FakeWorker:
             self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._stopping.wait()
-        server.close()
+        await stop_listening(server)
         for connection in list(connections):
             connection.transport.abort()
         await server.wait_closed()

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.listening import stop_listening
+
 Target = Path | tuple[str, int]
 QUIET_SECONDS = 0.2  # a connection on which nothing moved for so long carries no answer
 
@@ -85,7 +87,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server
-        self._server.close()
+        await stop_listening(self._server)
         for link in self.links:
             link.abort()
         while self._tasks:

@@ -3,8 +3,10 @@
 import asyncio
 import resource
 import time
+from contextlib import suppress
 
 import pytest
+import redis
 
 from tests.fault.checker import check, settle
 from tests.fault.desk import Desk
@@ -157,7 +159,8 @@ async def test_while_redis_loads_its_data_everything_is_refused_and_nothing_brea
         assert await one.replay(before) == b"".join(before.events[number] for number in sorted(before.events))
         assert (await one.ask(conversation)).end == "response.completed"
         await asyncio.to_thread(fill, desk, "'UNLINK', 'filler:' .. n")
-        desk.redis.admin("BGREWRITEAOF")
+        with suppress(redis.ResponseError):  # one is under way already
+            desk.redis.admin("BGREWRITEAOF")
         assert await check(desk) == []
 
 

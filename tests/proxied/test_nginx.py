@@ -406,4 +406,5 @@ async def test_a_stopped_gateway_gives_a_clear_503_at_once_and_a_started_one_ans
     assert refused.value.status_code == 503 and refused.value.code == "gateway_unreachable"
     assert refused.value.response.headers["retry-after"] == "5"
     gateway.start()
+    await gateway.until_ready()
     assert (await client.models.list()).data

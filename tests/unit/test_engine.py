@@ -15,6 +15,7 @@ from gateway.errors import EngineError, EngineLost, PromptRefused, Refusal
 from gateway.refused import reason_of
 from gateway.settings import Settings
 from tests.fake_worker import SPECIAL, FakeWorker, answer, chat_ids, default_plan
+from tests.listening import stop_listening
 
 MESSAGES = [{"role": "user", "content": "Hello 你好 🙂"}]
 
@@ -142,7 +143,7 @@ class RawWorker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.server.close()
+        await stop_listening(self.server)
         await self.server.wait_closed()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

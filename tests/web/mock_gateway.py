@@ -17,6 +17,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.listening import stop_listening
+
 WEB = Path(__file__).parents[2] / "gateway" / "web"
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
@@ -226,6 +228,7 @@ class MockGateway:
         self.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._up.set()
         await self._stop.wait()
+        await stop_listening(server)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
