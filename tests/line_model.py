@@ -49,6 +49,7 @@ class Request:
     weight: float
     since: int
     promised: bool
+    came: int | None = None  # as which one of all that ever stood in line
     charged: float = 0
     produced: int = 0
     seated: int | None = None
@@ -79,6 +80,7 @@ class Model:
     leases: dict[str, int] = field(default_factory=dict)
     mean: float = 0.0  # tokens of anybody's answer
     served: float = 0.0
+    came: int = 0
     rate: float = 0.0  # what is served in a second while somebody waits
     rate_at: int = 0
     rate_served: float = 0.0
@@ -136,16 +138,16 @@ class Model:
                 yield id, place, self._wait_ms(at, ahead)
             ahead += cost
 
-    def _tags(self) -> Iterator[tuple[int, float, str, int, str, float]]:
+    def _tags(self) -> Iterator[tuple[int, float, int, str, float]]:
         """How each waiting request is sorted, its id and its cost."""
         promised = (request for request in self.waiting.values() if request.promised)
-        yield from ((0, 0.0, "", number, request.id, 0.0) for number, request in enumerate(promised))
+        yield from ((0, 0.0, number, request.id, 0.0) for number, request in enumerate(promised))
         for number, kind in enumerate(KINDS, 1):
             for who, line in self.lines(kind).items():
                 tag = self.person(who).counters[kind]
-                for nth, request in enumerate(line):
+                for request in line:
                     cost = self._cost(request)
-                    yield number, tag, who, nth, request.id, cost
+                    yield number, tag, request.came or 0, request.id, cost
                     tag += cost / request.weight
 
     def untold(self, gateway: str) -> Collection[str]:
@@ -172,6 +174,8 @@ class Model:
         if request.who not in self.lines(kind):
             person.counters[kind] = max(person.counters[kind], self.clocks[kind])
         if not request.promised:
+            self.came += 1
+            request.came = self.came
             if kind == DESK and not self._has_anything(request.who):
                 self.light[request.who] = at.now
             self._welcome_class(kind)
@@ -217,7 +221,7 @@ class Model:
         behind, free = self.given[FLEX] * (1 - FLOOR) < self.given[DESK] * FLOOR, self._free(at)
         for kind in reversed(KINDS) if behind else KINDS:
             lines = self.lines(kind)
-            for who in sorted(lines, key=lambda who: (self.person(who).counters[kind], who)):
+            for who in sorted(lines, key=lambda who: (self.person(who).counters[kind], lines[who][0].came or 0)):
                 request = lines[who][0]
                 if not free and not self._may_take_kept(request):
                     continue

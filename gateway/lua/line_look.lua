@@ -17,7 +17,8 @@ end
 
 for _, class in ipairs({'inter', 'flex'}) do
   local found = {length = 0, oldest = 0}
-  for _, name in ipairs(redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1)) do
+  for _, one in ipairs(redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1)) do
+    local name = name_of(one)
     waiting[name] = true
     count(redis.call('LRANGE', 'dm:line:' .. class .. ':' .. name, 0, -1), found)
   end
@@ -28,7 +29,7 @@ count(redis.call('LRANGE', 'dm:line:promised', 0, -1), of_each[#of_each])
 
 local people_waiting, behind = 0, 0
 local least = redis.call('ZRANGE', 'dm:line:ready:inter', 0, 0)[1]
-if least then behind = math.max(0, math.floor(clock.v - person_of(least).inter)) end
+if least then behind = math.max(0, math.floor(clock.v - person_of(name_of(least)).inter)) end
 for _ in pairs(waiting) do people_waiting = people_waiting + 1 end
 local result = {clock.flying, people_waiting, behind}
 for _, found in ipairs(of_each) do

@@ -7,18 +7,18 @@
 -- include line
 local tags, promised = {}, redis.call('LRANGE', 'dm:line:promised', 0, -1)
 for i, id in ipairs(promised) do
-  tags[i] = {id = id, tag = -1, who = '', at = i, flex = false, cost = 0, mine = request_of(id).gateway == gateway}
+  tags[i] = {id = id, tag = -1, came = i, flex = false, cost = 0, mine = request_of(id).gateway == gateway}
 end
 for _, class in ipairs({'inter', 'flex'}) do
   local ready = redis.call('ZRANGE', 'dm:line:ready:' .. class, 0, -1, 'WITHSCORES')
   for i = 1, #ready, 2 do
     local tag = tonumber(ready[i + 1])
-    local ids = redis.call('LRANGE', 'dm:line:' .. class .. ':' .. ready[i], 0, -1)
+    local ids = redis.call('LRANGE', 'dm:line:' .. class .. ':' .. name_of(ready[i]), 0, -1)
     for at, packed in ipairs(redis.call('HMGET', 'dm:line:requests', unpack(ids))) do
       local request = cmsgpack.unpack(packed)
       local cost = PROMPT * request.prompt + OUTPUT * expected(request)
       tags[#tags + 1] = {
-        id = ids[at], tag = tag, who = request.who, at = at, flex = class == 'flex', cost = cost,
+        id = ids[at], tag = tag, came = request.came, flex = class == 'flex', cost = cost,
         mine = request.gateway == gateway,
       }
       tag = tag + cost / request.weight
@@ -28,8 +28,7 @@ end
 table.sort(tags, function(a, b)
   if a.flex ~= b.flex then return not a.flex end
   if a.tag ~= b.tag then return a.tag < b.tag end
-  if a.who ~= b.who then return a.who < b.who end -- as the line itself decides between equals
-  return a.at < b.at
+  return a.came < b.came
 end)
 local ahead, result = 0, {}
 for place, one in ipairs(tags) do

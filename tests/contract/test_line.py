@@ -103,6 +103,19 @@ async def test_who_was_served_least_is_next_and_ones_own_come_in_their_order(des
     assert await desk.seated() == {light}
 
 
+async def test_among_equals_who_came_first_is_first(desk: Desk):
+    running = await desk.join("zoe")
+    waiting = [await desk.join(person) for person in ("cem", "ada", "bob")]
+    assert await desk.places() == dict(zip(waiting, (1, 2, 3), strict=True))
+    first, *others = waiting
+    await desk.leave(first)  # it gives up
+    again = await desk.join("cem")
+    for next_one in [*others, again]:
+        await desk.leave(running)
+        assert await desk.seated() == {next_one}
+        running = next_one
+
+
 async def test_every_step_may_be_repeated_and_nothing_is_left_behind(desk: Desk):
     id = next(desk.ids)
     for _ in range(3):

@@ -82,7 +82,13 @@ def readable(found: Any) -> Any:
 def in_model(model: Model) -> State:
     """The same, of the model."""
     clock = {name: model.clocks[kind] for name, kind in CLOCK.items()} | model.given
-    clock |= {"flying": len(model.seated), "reserved": model.reserved, "served": model.served, "mean": model.mean}
+    clock |= {
+        "flying": len(model.seated),
+        "reserved": model.reserved,
+        "served": model.served,
+        "came": model.came,
+        "mean": model.mean,
+    }
     clock |= {"rate": model.rate, "rate_at": model.rate_at, "rate_served": model.rate_served}
     requests = model.waiting | model.seated
     state: State = {
@@ -95,8 +101,8 @@ def in_model(model: Model) -> State:
     }
     for kind in KINDS:
         lines = model.lines(kind)
-        ready = sorted((model.person(who).counters[kind], who) for who in lines)
-        state |= {f"dm:line:ready:{kind}": [(who, counter) for counter, who in ready]} if ready else {}
+        ready = sorted((model.person(who).counters[kind], f"{line[0].came:013}{who}") for who, line in lines.items())
+        state |= {f"dm:line:ready:{kind}": [(member, counter) for counter, member in ready]} if ready else {}
         state |= {f"dm:line:{kind}:{who}": [request.id for request in line] for who, line in lines.items()}
     for gateway in GATEWAYS:
         mine = {id for id, request in requests.items() if request.gateway == gateway}
@@ -107,7 +113,8 @@ def in_model(model: Model) -> State:
 
 def packed_person(model: Model, who: str, person: Person) -> State:
     guess = {} if person.guess is None else {"e": person.guess}
-    return {**person.counters, "n": model.in_flight(who)} | guess
+    first = {f"{kind}_first": line[0].came for kind in KINDS if (line := model.lines(kind).get(who))}
+    return {**person.counters, "n": model.in_flight(who)} | guess | first
 
 
 def packed_request(request: Request) -> State:
@@ -115,6 +122,7 @@ def packed_request(request: Request) -> State:
     packed |= {"prompt": request.prompt, "weight": request.weight, "since": request.since}
     packed |= {"charged": request.charged, "produced": request.produced}
     packed |= {"promised": True} if request.promised else {}
+    packed |= {} if request.came is None else {"came": request.came}
     packed |= {} if request.seated is None else {"seated": request.seated, "reserved": request.reserved}
     return packed | ({} if request.passed is None else {"passed": request.passed})
 

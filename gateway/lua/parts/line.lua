@@ -3,11 +3,12 @@
 -- ARGV[5] KV tokens (0: unknown). Names are computed here: one Redis, no cluster.
 --
 --   dm:line:clock          HASH  v, v_flex: the virtual clock of each class; inter, flex: what it was given; flying: requests
---                                in flight; reserved: their KV tokens; served: all that was ever given; mean: output of an
---                                answer; rate: what is served in a second, measured at rate_at (ms) with rate_served
---   dm:line:people         HASH  person: a counter for each class, expected output e, requests in flight n (packed)
+--                                in flight; reserved: their KV tokens; served: all that was ever given; came: requests that
+--                                ever stood in line; mean: output of an answer; rate: what is served in a second, measured at rate_at (ms) with rate_served
+--   dm:line:people         HASH  person: a counter for each class, which one the oldest of theirs in its line is, expected
+--                                output e, requests in flight n (packed)
 --   dm:line:requests       HASH  id: who, how large, since when, what is charged already (packed)
---   dm:line:ready:{class}  ZSET  people with somebody waiting, by counter
+--   dm:line:ready:{class}  ZSET  people with somebody waiting, by counter, and among equals by who came first
 --   dm:line:{class}:{u}    LIST  ids of a person's waiting requests, the oldest first
 --   dm:line:promised       LIST  ids of answers that have begun already: before everybody
 --   dm:line:light          ZSET  people who came with nothing else in line or in flight, by when (ms)
@@ -36,7 +37,9 @@ end
 local gateway, seats, kept, kv = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
 -- what is read and written whole -----------------------------------------------------------------------------------
-local NAMES = {'v', 'v_flex', 'inter', 'flex', 'flying', 'reserved', 'served', 'mean', 'rate', 'rate_at', 'rate_served'}
+local NAMES = {
+  'v', 'v_flex', 'inter', 'flex', 'flying', 'reserved', 'served', 'came', 'mean', 'rate', 'rate_at', 'rate_served',
+}
 local clock, people, touched = {}, {}, {}
 for i, value in ipairs(redis.call('HMGET', 'dm:line:clock', unpack(NAMES))) do
   clock[NAMES[i]] = tonumber(value or 0)
@@ -63,6 +66,26 @@ end
 local function line_of(request) return 'dm:line:' .. request.class .. ':' .. request.who end
 
 local function ready_of(request) return 'dm:line:ready:' .. request.class end
+
+-- As which one of all that ever came the oldest request of theirs in this line did; nil when they have none in it.
+local FIRST = {inter = 'inter_first', flex = 'flex_first'}
+local DIGITS = 13
+
+local function waits(name, class) return person_of(name)[FIRST[class]] ~= nil end
+
+-- How a person is called among those who wait, so that who came first is first among equals.
+local function member(name, class) return string.format('%0' .. DIGITS .. 'd', person_of(name)[FIRST[class]]) .. name end
+
+local function name_of(member) return member:sub(DIGITS + 1) end
+
+-- After the oldest of a person's requests in a line has come or gone.
+local function stand(name, class)
+  local person, ready = person_of(name), 'dm:line:ready:' .. class
+  if waits(name, class) then redis.call('ZREM', ready, member(name, class)) end
+  local id = redis.call('LINDEX', 'dm:line:' .. class .. ':' .. name, 0)
+  person[FIRST[class]] = id and request_of(id).came or nil
+  if id then redis.call('ZADD', ready, person[class], member(name, class)) end
+end
 
 local function save()
   local flat = {}
@@ -92,7 +115,9 @@ local function charge(request, cost)
   local person, class = person_of(request.who), request.class
   person[class] = person[class] + cost / request.weight
   clock[class] = clock[class] + cost
-  redis.call('ZADD', ready_of(request), 'XX', person[class], request.who) -- who is next may be asked in this very step
+  if waits(request.who, class) then -- who is next may be asked in this very step
+    redis.call('ZADD', ready_of(request), person[class], member(request.who, class))
+  end
 end
 
 -- Bring what is charged up to what was produced; beyond it only at the end, when less may be given back.
@@ -131,7 +156,7 @@ local function kept_now()
   local others = clock.flying - person_of(light[1]).n
   for _, class in ipairs({'inter', 'flex'}) do
     others = others + redis.call('ZCARD', 'dm:line:ready:' .. class)
-    if redis.call('ZSCORE', 'dm:line:ready:' .. class, light[1]) then others = others - 1 end
+    if waits(light[1], class) then others = others - 1 end
   end
   return others > 0 and kept or 0
 end
@@ -147,8 +172,9 @@ end
 local function next_of(class)
   local from = 0
   while true do
-    local names = redis.call('ZRANGE', 'dm:line:ready:' .. class, from, from + 15)
-    for _, name in ipairs(names) do
+    local members = redis.call('ZRANGE', 'dm:line:ready:' .. class, from, from + 15)
+    for _, one in ipairs(members) do
+      local name = name_of(one)
       local may, kept_one = may_start(name, class)
       if may then
         local id = redis.call('LINDEX', 'dm:line:' .. class .. ':' .. name, 0)
@@ -159,14 +185,14 @@ local function next_of(class)
         if now - request.passed > PASSED_MS then return true end
       end
     end
-    if #names < 16 then return end
+    if #members < 16 then return end
     from = from + 16
   end
 end
 
 local function leave_line(id, request)
   redis.call('LREM', line_of(request), 1, id)
-  if redis.call('EXISTS', line_of(request)) == 0 then redis.call('ZREM', ready_of(request), request.who) end
+  stand(request.who, request.class)
 end
 
 local function dispatch()
@@ -191,21 +217,22 @@ end
 -- coming and going -------------------------------------------------------------------------------------------------------
 -- Who has nothing waiting begins at the clock, also with something in flight: nobody is owed what they did not ask for.
 local function begin(request)
-  if redis.call('ZSCORE', ready_of(request), request.who) then return end
+  if waits(request.who, request.class) then return end
   local person, class = person_of(request.who), request.class
   person[class] = math.max(person[class], clock[CLOCK[class]])
 end
 
 local function come(id, request)
+  local who = request.who
+  if not request.promised then
+    clock.came = clock.came + 1
+    request.came = clock.came
+  end
   keep(id, request)
   redis.call('SADD', 'dm:line:gateway:' .. request.gateway, id)
   if request.promised then return redis.call('RPUSH', 'dm:line:promised', id) end
-  local person = person_of(request.who)
-  local waits = redis.call('ZSCORE', 'dm:line:ready:inter', request.who)
-    or redis.call('ZSCORE', 'dm:line:ready:flex', request.who)
-  if request.class == 'inter' and not waits and person.n == 0 then
-    redis.call('ZADD', 'dm:line:light', now, request.who)
-  end
+  local has_anything = waits(who, 'inter') or waits(who, 'flex') or person_of(who).n > 0
+  if request.class == 'inter' and not has_anything then redis.call('ZADD', 'dm:line:light', now, who) end
   if redis.call('EXISTS', ready_of(request)) == 0 then -- a class that comes back is not owed what it never asked for either
     if request.class == 'flex' then
       clock.flex = math.max(clock.flex, clock.inter * FLOOR / (1 - FLOOR))
@@ -214,7 +241,7 @@ local function come(id, request)
     end
   end
   redis.call('RPUSH', line_of(request), id)
-  redis.call('ZADD', ready_of(request), person[request.class], request.who)
+  if not waits(who, request.class) then stand(who, request.class) end
 end
 
 -- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read. Needs parts/quota.lua: what was used is
