@@ -1,6 +1,7 @@
 """A turn that runs in this process: what may be shown of it, and who follows it. Knows neither Redis nor the engine."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from gateway.conversations import Begun
@@ -25,6 +26,7 @@ class LiveTurn:
         self.unlogged: list[TurnEvent] = []
         self.outcome: Finished | None = None
         self.balance = Balance()  # of its person's limits when it came
+        self.began = time.monotonic()
         self.refusal: Refusal | None = None  # why it failed, where this process knows it
         self.task: asyncio.Task[None] | None = None
         self.ending = False  # its answer is being stored; nothing may stop that

@@ -74,6 +74,13 @@ _LINE = (
         "Service that who was given least of those waiting lacks to the virtual clock.",
         (),
     ),
+    (
+        "deskmate_fairness_jain",
+        "Jain's index of the last minute among people who had something waiting all the time: 1 is all alike.",
+        (),
+    ),
+    ("deskmate_fairness_largest_share", "What that one of them was given who was given most, of all they were.", ()),
+    ("deskmate_fairness_people", "How many they were; with fewer than two there is nothing to compare.", ()),
 )
 
 
@@ -296,7 +303,9 @@ class _Line(Collector):
         if self.state is None:
             return
         state = self.state
-        values = (state.waiting, state.oldest_seconds, {"": state.people}, {"": state.flying}, {"": state.behind})
+        fairness = state.fairness
+        one = (state.people, state.flying, state.behind, fairness.jain, fairness.largest, fairness.people)
+        values = (state.waiting, state.oldest_seconds, *({"": value} for value in one))
         for (name, meaning, labels), of_each in zip(_LINE, values, strict=True):
             family = GaugeMetricFamily(name, meaning, labels=labels)
             for label, value in of_each.items():

@@ -157,7 +157,8 @@ class Relay:
 
     async def begin(self, order: Order) -> "RelayResponse":
         """Take a place in line, at once. Raises Busy."""
-        return RelayResponse(self, order, await self.admission.enqueue(order.ticket))
+        began = time.monotonic()
+        return RelayResponse(self, order, await self.admission.enqueue(order.ticket), began)
 
     async def ask(self, path: str, body: bytes, request_id: str) -> bytes:
         """A question that needs no seat, e.g. a token count."""
@@ -171,10 +172,10 @@ class Relay:
 class RelayResponse:
     """The ASGI response of one request: seat, engine, bytes. Releases its place itself, in every case."""
 
-    def __init__(self, relay: Relay, order: Order, place: Place) -> None:
+    def __init__(self, relay: Relay, order: Order, place: Place, began: float) -> None:
         self._relay, self._order, self._place = relay, order, place
         self._served = Served(order.dialect.path, order.streamed)
-        self._began = time.monotonic()
+        self._began = began
         headers = {**order.headers, **limit_headers(place.balance)}
         self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._begun = False

@@ -145,7 +145,7 @@ class Runner:
         """
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
-        request, begun, shown = order.request, None, []
+        request, begun, shown, came = order.request, None, [], time.monotonic()
         lease = Lease(request.person, request.id)
         if order.begin is not None:
             asked = _asked(request)
@@ -175,7 +175,7 @@ class Runner:
         finally:
             self._beginning.discard(lease)
         live = LiveTurn(request.person, request.id, begun, shown, background=order.background)
-        live.balance = place.balance
+        live.balance, live.began = place.balance, came
         await self._set_going(live, request, prompt, place)
         return live
 
@@ -188,7 +188,8 @@ class Runner:
         outcome = Finished("failed", code="internal_error", message="The answer broke off; please report this.")
         try:
             seal = partial(self._seal, request.person)
-            async with aclosing(run_turn(request, prompt, place, self._engine, live.said, seal=seal)) as events:
+            turn = run_turn(request, prompt, place, self._engine, live.said, seal=seal, began=live.began)
+            async with aclosing(turn) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         outcome = event

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from gateway import compaction
-from gateway.admission import Place
+from gateway.admission import Place, Waiting
 from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
@@ -26,6 +26,7 @@ from gateway.said import Said
 from gateway.speech import Speech
 
 RELEASE_SECONDS = 5.0
+NEWS_SECONDS, NEWS_PART = 2.0, 0.25  # so far off what was told of a wait is told anew
 AWAY_SECONDS = 600.0  # how long an answer waits for an engine that is away
 AWAY_PAUSE_SECONDS = 0.2  # between two tries on an engine that is there but takes nothing: it drains
 MOST_LOSSES = 3  # engines that may break on one and the same token: the request itself may be what breaks them
@@ -36,14 +37,14 @@ Seal = Callable[[bytes], str]  # closes what its owner keeps and cannot read
 
 
 async def run_turn(
-    request: TurnRequest, prompt: Prompt | None, place: Place, engine: Engine, said: Said, *, seal: Seal
+    request: TurnRequest, prompt: Prompt | None, place: Place, engine: Engine, said: Said, *, seal: Seal, began: float
 ) -> AsyncGenerator[TurnEvent, None]:
     """Run one turn to its end. Raises a Refusal when it cannot go on; closing it early aborts it in the engine.
 
     `said` grows with what is said; when it holds something already, the answer goes on from there, and `prompt` may be
-    None. The place is released here, whatever happens.
+    None. The place is released here, whatever happens. `began` is when it was asked for, on the monotonic clock.
     """
-    speech = Speech(said, request.form or None, began=time.monotonic())
+    speech = Speech(said, request.form or None, began=began)
     finished: Finished | None = None
     before = said.counts()["completion_tokens"]
     try:
@@ -77,15 +78,24 @@ async def run_turn(
 
 async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
     """The way to the seat: places, and why nothing moves while no engine is ready."""
-    state, position = EngineState.READY, None
+    state, told, told_at = EngineState.READY, None, 0.0
     async for waiting in place.wait():
         if waiting.position and engine.state is not state:
             state = engine.state
             if state is not EngineState.READY:
                 yield Progress("loading" if state is EngineState.LOADING else "engine_lost")
-        if waiting.position != position:
-            position = waiting.position
-            yield Queued(position, waiting.eta_seconds)
+        if told is None or is_news(waiting, told, time.monotonic() - told_at):
+            told, told_at = waiting, time.monotonic()
+            yield Queued(waiting.position, waiting.eta_seconds)
+
+
+def is_news(now: Waiting, told: Waiting, seconds: float) -> bool:
+    """Whether another place, or another wait than that which was told `seconds` ago and has gone by since."""
+    if now.position != told.position or now.eta_seconds is None:
+        return now.position != told.position
+    if told.eta_seconds is None:
+        return True
+    return abs(now.eta_seconds - (told.eta_seconds - seconds)) > max(NEWS_SECONDS, NEWS_PART * now.eta_seconds)
 
 
 async def _make_short(

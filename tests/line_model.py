@@ -17,6 +17,7 @@ PROMPT, OUTPUT = 1, 2  # what a token costs
 FIRST_GUESS = 128  # tokens of an answer, before there was one
 NEWEST = 0.2  # weight of the newest in a moving average
 LIGHT_MS = 60_000  # so long seats are kept for people like the one that was seen
+COMPARED_MS = 60_000  # so long a time is looked at, to see how evenly it went
 PASSED_MS = 2_000  # so long a request may be passed by smaller ones
 AHEAD = 4096  # of the clock: so far who takes a kept seat may be
 FLOOR = 0.1  # of the service, for flex while it waits
@@ -84,6 +85,10 @@ class Model:
     rate: float = 0.0  # what is served in a second while somebody waits
     rate_at: int = 0
     rate_served: float = 0.0
+    hungry: dict[str, float] = field(default_factory=dict)  # had something waiting since then: their counter then
+    compared_at: int = 0
+    even: tuple[float, float, int] = (0.0, 0.0, 0)  # Jain's index of the last minute, the largest share, among how many
+    paid: dict[str, int] = field(default_factory=dict)  # tokens that were charged when their gateway seemed dead
 
     # the four steps --------------------------------------------------------------------------------------------------
     def join(
@@ -101,7 +106,7 @@ class Model:
             self._refuse(at, request, longest, longest_wait_ms)
         self._welcome(at, request)
         if how == How.SEATED:
-            self._sit(at, request, kept=False)
+            self._sit(at, request, kept=False, paid=self.paid.pop(id, None))
         else:
             self._fill(at)
         return self.untold(at.gateway)
@@ -127,6 +132,7 @@ class Model:
             if id in self.seated:
                 self._note(self.seated[id], tokens)
         self._measure(at)
+        self._compare(at)
         self._fill(at)
         return len(self.leases) > 1, self.untold(at.gateway)
 
@@ -188,7 +194,8 @@ class Model:
             self.given[kind] = max(self.given[kind], share[kind])
 
     def _gone(self, id: str, produced: int | None = None, prompt: int | None = None) -> None:
-        self.waiting.pop(id, None)
+        if (left := self.waiting.pop(id, None)) is not None:
+            self._fed(left)
         if (request := self.seated.pop(id, None)) is None:
             return
         tokens = request.produced if produced is None else produced
@@ -205,6 +212,8 @@ class Model:
         for dead in [name for name, end in self.leases.items() if end <= at.now and name != at.gateway]:
             del self.leases[dead]
             for id in [id for id, one in (self.waiting | self.seated).items() if one.gateway == dead]:
+                if id in self.seated:
+                    self.paid[id] = self.seated[id].produced
                 self._gone(id)
 
     # who is next ------------------------------------------------------------------------------------------------------
@@ -233,13 +242,17 @@ class Model:
                     return None  # everybody waits until there is memory for it
         return None
 
-    def _sit(self, at: Moment, request: Request, *, kept: bool) -> None:
+    def _sit(self, at: Moment, request: Request, *, kept: bool, paid: int | None = None) -> None:
         counter = self.person(request.who).counters[request.kind]
         if not (request.promised or kept):
             self.clocks[request.kind] = max(self.clocks[request.kind], counter)
         self.waiting.pop(request.id)
+        self._fed(request)
         self.seated[request.id] = request
         request.seated, request.reserved = at.now, self.need(request)
+        if paid is not None:
+            request.charged, request.produced = PROMPT * request.prompt + OUTPUT * paid, paid
+            return
         # What an answer that has begun will still come to is not known.
         request.charged = PROMPT * request.prompt if request.promised else self._cost(request)
         self._charge(request, request.charged)
@@ -302,6 +315,25 @@ class Model:
         if since < 5000 and self._somebody_waits():
             self.rate = moved(self.rate or None, rate)
         self.rate_at, self.rate_served = at.now, self.served
+
+    def _fed(self, request: Request) -> None:
+        """After one has left the line: whoever has no more in it is not hungry."""
+        if request.who not in self.lines(DESK):
+            self.hungry.pop(request.who, None)
+
+    def _compare(self, at: Moment) -> None:
+        """Once a minute: of those who wanted more all the time."""
+        if at.now - self.compared_at < COMPARED_MS:
+            return
+        given = [self.person(who).counters[DESK] - before for who, before in self.hungry.items()]
+        squares = sum(one * one for one in given)
+        self.even = (
+            sum(given) ** 2 / (len(given) * squares) if squares else 1.0,
+            max(0.0, *given) / sum(given) if sum(given) > 0 else 0.0,
+            len(given),
+        )
+        self.hungry = {who: self.person(who).counters[DESK] for who in self.lines(DESK)}
+        self.compared_at = at.now
 
     def _wait_ms(self, at: Moment, ahead: float) -> int | None:
         """Until so much is served and one of those in flight has ended; None while nothing is known."""

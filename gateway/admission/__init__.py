@@ -31,12 +31,22 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Fairness:
+    """How evenly the last minute went among those who wanted more all the time, by what they were given and weight."""
+
+    jain: float  # Jain's index: 1 all alike, 1/n where one of n had everything
+    largest: float  # share of the one who had most
+    people: int  # they are
+
+
+@dataclass(frozen=True, slots=True)
 class LineState:
     """The line over all gateways. `behind`: what who was served least of those waiting lacks to the virtual clock."""
 
     flying: int
     people: int
     behind: int
+    fairness: Fairness
     waiting: Mapping[str, int]  # by class: inter, flex, promised
     oldest_seconds: Mapping[str, float]  # likewise
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.admission import CLASSES, LineState, Ticket, Waiting
+from gateway.admission import CLASSES, Fairness, LineState, Ticket, Waiting
 from gateway.errors import Busy
 from gateway.quotas import UNLIMITED, Allowance, Balance
 from gateway.quotas.packing import balance_of, limits_of
@@ -135,9 +135,11 @@ class Line:
         return {id.decode(): Waiting(place, _seconds(wait)) for id, place, wait in found}
 
     async def look(self, capacity: Capacity, *, now_ms: int = 0) -> LineState:
-        flying, people, behind, *each = await self.redis.run("line_look", args=self._head(capacity, now_ms))
+        reply = await self.redis.run("line_look", args=self._head(capacity, now_ms))
+        flying, people, behind, jain, largest, among, *each = reply
         waiting, oldest = dict(zip(CLASSES, each[::2], strict=True)), dict(zip(CLASSES, each[1::2], strict=True))
-        return LineState(flying, people, behind, waiting, {name: ms / 1000 for name, ms in oldest.items()})
+        fairness = Fairness(float(jain), float(largest), among)
+        return LineState(flying, people, behind, fairness, waiting, {name: ms / 1000 for name, ms in oldest.items()})
 
     def _head(self, capacity: Capacity, now_ms: int) -> tuple[Argument, ...]:
         return now_ms, self.gateway, capacity.seats, capacity.kept, capacity.kv_tokens or 0

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from gateway.admission import LineState, Ticket, Waiting
 from gateway.admission.line import Capacity, How, Line, Lost
-from gateway.errors import Unavailable
+from gateway.errors import Busy, QuotaSpent, Unavailable
 from gateway.quotas import Balance
 
 LEASE_SECONDS = 2.0
@@ -79,6 +79,8 @@ class FairQueue:
                     break
                 except Lost:
                     self._registered = False
+        except (Busy, QuotaSpent):
+            raise  # it did not come into the line
         except BaseException:
             self._left[place.id] = (0, 0)  # whether it came into the line is not known
             self._wake.set()

@@ -72,10 +72,11 @@ if how == 'new' and counted == 'nothing' then
 end
 begin(request)
 if how == 'seated' then
-  request.paid = tonumber(redis.call('GETDEL', 'dm:line:paid:' .. id) or 0)
+  local used, written = (redis.call('GETDEL', 'dm:line:paid:' .. id) or ''):match('^(%d+) (%d+)$')
+  request.paid = tonumber(used or 0)
   keep(id, request)
   redis.call('SADD', 'dm:line:gateway:' .. gateway, id)
-  seat(id, request)
+  seat(id, request, false, tonumber(written))
 else
   come(id, request)
   dispatch()

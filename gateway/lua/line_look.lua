@@ -4,6 +4,7 @@
 -- KEYS   none; reads dm:line:*
 -- ARGV   1-5 as in parts/line.lua
 -- result {requests in flight, people who wait, how far the one served least of them (inter) is behind the clock,
+--        how evenly the last minute went, as strings: Jain's index, the largest share; among how many people;
 --        then of inter, flex and promised: how many wait, for how long the oldest does (ms)}
 -- include line
 local waiting, of_each = {}, {}
@@ -31,7 +32,9 @@ local people_waiting, behind = 0, 0
 local least = redis.call('ZRANGE', 'dm:line:ready:inter', 0, 0)[1]
 if least then behind = math.max(0, math.floor(clock.v - person_of(name_of(least)).inter)) end
 for _ in pairs(waiting) do people_waiting = people_waiting + 1 end
-local result = {clock.flying, people_waiting, behind}
+local result = {
+  clock.flying, people_waiting, behind, tostring(clock.among > 0 and clock.jain or 1), tostring(clock.largest), clock.among,
+}
 for _, found in ipairs(of_each) do
   result[#result + 1] = found.length
   result[#result + 1] = found.oldest > 0 and now - found.oldest or 0

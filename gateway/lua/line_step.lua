@@ -28,5 +28,6 @@ if since >= 1000 then
   end
   clock.rate_at, clock.rate_served = now, clock.served
 end
+compare()
 dispatch()
 return done(redis.call('ZCARD', 'dm:line:gateways') == 1 and 'alone' or 'ok')

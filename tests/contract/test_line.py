@@ -7,9 +7,10 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import msgspec
 import pytest
 
-from gateway.admission import Ticket
+from gateway.admission import Fairness, Ticket
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Busy
 from gateway.redis_client import RedisClient
@@ -82,6 +83,10 @@ class Desk:
     async def clock(self) -> dict[str, float]:
         flat = await self.line.redis.call("HGETALL", "dm:line:clock")
         return {name.decode(): float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def counter(self, person: str) -> float:
+        packed = await self.line.redis.call("HGET", "dm:line:people", person)
+        return float(msgspec.msgpack.decode(packed)["inter"])
 
 
 @pytest.fixture
@@ -222,16 +227,19 @@ async def test_gateways_share_the_seats_and_what_a_dead_one_held_is_given_back_a
         await other.seated()
     assert await other.seated() == {mine}
     assert (await other.clock())["flying"] == 1
-    before = await redis_client.call("HGET", "dm:line:people", "ada")
+    charged = await one.counter("ada")
     with pytest.raises(Lost):
         await one.line.step(one.capacity, 2.0, now_ms=other.now)
     one.now = other.now
     await one.register()
-    for id in dead:
-        await one.line.join(one.capacity, id, Ticket("ada", 100, 1000), How.SEATED, now_ms=one.now)
+    for id, who in zip(dead, ("ada", "bob"), strict=True):
+        await one.line.join(one.capacity, id, Ticket(who, 100, 1000), How.SEATED, now_ms=one.now)
     assert await one.seated() == set(dead)
     assert (await one.clock())["flying"] == 3  # more than there are seats, until they end: they are in the engine
-    assert before is not None and waits not in await one.places()
+    assert waits not in await one.places()
+    assert await one.counter("ada") == charged == 100 + 2 * 300  # not twice
+    await one.leave(dead[0], tokens=400)
+    assert await one.counter("ada") == 100 + 2 * 400
 
 
 async def test_what_a_dead_gateway_held_is_given_back_also_when_the_one_that_sees_it_is_refused(
@@ -255,6 +263,7 @@ async def test_the_line_as_a_whole_is_told_by_class_over_all_gateways(redis_clie
     one, two = [await Desk(redis_client, name).register() for name in ("gw_one", "gw_two")]
     empty = await one.line.look(ONE, now_ms=one.now)
     assert (empty.flying, empty.people, empty.behind) == (0, 0, 0)
+    assert empty.fairness == Fairness(jain=1.0, largest=0.0, people=0)
     assert set(empty.waiting.values()) == set(empty.oldest_seconds.values()) == {0}
     await one.join("ann", most=100)
     one.now += 500
@@ -267,6 +276,21 @@ async def test_the_line_as_a_whole_is_told_by_class_over_all_gateways(redis_clie
     assert seen.waiting == {"inter": 1, "flex": 1, "promised": 1}
     assert seen.oldest_seconds == {"inter": 1.5, "flex": 1.0, "promised": 1.0}
     assert seen.behind >= 0
+
+
+async def test_how_even_a_minute_was_among_those_who_always_wanted_more(desk: Desk):
+    for who in ("ada", "bob", "cem"):
+        for _ in range(120):
+            await desk.join(who, weight=3.0 if who == "cem" else 1.0)
+    for second in range(121):
+        desk.now += 1000
+        if second == 70:
+            await desk.join("late")
+        (running,) = await desk.seated()
+        await desk.leave(running)
+    fairness = (await desk.line.look(ONE, now_ms=desk.now)).fairness
+    assert fairness.people == 3 and fairness.jain > 0.999
+    assert fairness.largest == pytest.approx(1 / 3, abs=0.02)
 
 
 async def test_what_was_not_heard_is_told_again(desk: Desk):

@@ -37,7 +37,7 @@ CLOCK = {"v": DESK, "v_flex": FLEX}
 OF_LIMITS = ("key", "read", "paid")  # what is kept of a request for them
 
 gateways = st.sampled_from(GATEWAYS)
-later = st.sampled_from([0, 0, 1, 40, 250, 1000, 1900, 2100])  # ms
+later = st.sampled_from([0, 0, 1, 40, 250, 1000, 1900, 2100, 30_000])  # ms
 luck = st.randoms(use_true_random=False)
 State = dict[str, Any]
 
@@ -48,8 +48,8 @@ def in_redis(client: "redis.Redis[bytes]") -> State:
     plain = client.pipeline(transaction=False)
     plain.hgetall("dm:line:clock").hgetall("dm:line:people").hgetall("dm:line:requests")
     plain.lrange("dm:line:promised", 0, -1).zrange("dm:line:light", 0, -1, withscores=True)
-    plain.zrange("dm:line:gateways", 0, -1, withscores=True).keys("dm:line:*")
-    clock, people, requests, promised, light, leases, keys = plain.execute()
+    plain.zrange("dm:line:gateways", 0, -1, withscores=True).hgetall("dm:line:hungry").keys("dm:line:*")
+    clock, people, requests, promised, light, leases, hungry, keys = plain.execute()
     names = sorted(key.decode() for key in keys if key.count(b":") > 2 and not key.startswith(b"dm:line:paid:"))
     more = client.pipeline(transaction=False)
     for name in names:
@@ -64,6 +64,7 @@ def in_redis(client: "redis.Redis[bytes]") -> State:
         "requests": {id.decode(): unlimited(msgspec.msgpack.decode(packed)) for id, packed in requests.items()},
         "promised": [id.decode() for id in promised],
         "light": {who.decode(): when for who, when in light},
+        "hungry": {who.decode(): float(counter) for who, counter in hungry.items()},
         "leases": {name.decode(): end for name, end in leases},
         **{name: readable(found) for name, found in zip(names, more.execute(), strict=True)},
     }
@@ -90,6 +91,7 @@ def in_model(model: Model) -> State:
         "mean": model.mean,
     }
     clock |= {"rate": model.rate, "rate_at": model.rate_at, "rate_served": model.rate_served}
+    clock |= dict(zip(("jain", "largest", "among"), model.even, strict=True)) | {"compared_at": model.compared_at}
     requests = model.waiting | model.seated
     state: State = {
         "clock": clock,
@@ -97,6 +99,7 @@ def in_model(model: Model) -> State:
         "requests": {id: packed_request(request) for id, request in requests.items()},
         "promised": [id for id, request in model.waiting.items() if request.promised],
         "light": model.light,
+        "hungry": model.hungry,
         "leases": model.leases,
     }
     for kind in KINDS:

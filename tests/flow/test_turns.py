@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -362,37 +362,41 @@ async def test_in_flight_never_exceeds_the_seats_and_nobody_waits_behind_all_of_
     assert most == 4
 
 
-async def test_who_waits_is_told_their_place_and_at_last_that_the_seat_is_theirs(ready, scripted):
-    scripted.script(pace_ms=10, answer=" word" * 30)
+@asynccontextmanager
+async def patient(ready, scripted):
+    """Somebody whose next question has to wait: they have a seat, another has two and more in line, one is kept."""
     async with await ready.client("crowd") as crowd, await ready.client("patient") as patient:
+        scripted.script(answer=" word" * 30)
+        await crowd.responses.create(input="so long is an answer")
+        scripted.script(prefill_ms=200, pace_ms=40, answer=" word" * 30)
+        scripted.engine.records.clear()
         flood = [asyncio.create_task(crowd.responses.create(input=f"{n}")) for n in range(8)]
         await scripted.until(lambda worker: len(worker.generations) >= 4)
         flood.append(asyncio.create_task(patient.responses.create(input="the kept seat is for me")))
-        await scripted.until(lambda worker: any("kept" in str(record.body) for record in worker.generations))
-        events = await events_of(await patient.responses.create(input="this one has to wait", stream=True))
+        await scripted.until(lambda worker: len(worker.generations) >= 4 + 1 + 2)  # one seat is kept from who has one
+        yield patient
         await asyncio.gather(*flood)
+
+
+async def test_who_waits_is_told_their_place_and_at_last_that_the_seat_is_theirs(ready, scripted):
+    async with patient(ready, scripted) as somebody:
+        events = await events_of(await somebody.responses.create(input="this one has to wait", stream=True))
     places = [event["position"] for event in events if event["type"] == "deskmate:queue.updated"]
     assert places[0] in (1, 2) and places[-1] == 0 and places == sorted(places, reverse=True)
     assert "response.queued" in [event["type"] for event in events]
 
 
 async def test_where_the_time_of_a_whole_answer_went_is_in_its_headers_and_adds_up(ready, scripted):
-    scripted.script(prefill_ms=200, pace_ms=20, answer=" word" * 40)
-    async with await ready.client("crowd") as crowd, await ready.client("patient") as patient:
-        flood = [asyncio.create_task(crowd.responses.create(input=f"{n}")) for n in range(8)]
-        await scripted.until(lambda worker: len(worker.generations) >= 4)
-        flood.append(asyncio.create_task(patient.responses.create(input="the kept seat is for me")))
-        await scripted.until(lambda worker: any("kept" in str(record.body) for record in worker.generations))
+    async with patient(ready, scripted) as somebody:
         began = time.monotonic()
-        raw = await patient.responses.with_raw_response.create(input="this one has to wait")
+        raw = await somebody.responses.with_raw_response.create(input="this one has to wait")
         waited = time.monotonic() - began
-        await asyncio.gather(*flood)
     phases = dict(phase.split(";dur=") for phase in raw.headers["server-timing"].split(", "))
     assert list(phases) == ["queued", "prefill", "decode"]
     assert int(raw.headers["x-queue-position"]) > 0
     assert int(raw.headers["x-queue-wait-ms"]) == pytest.approx(float(phases["queued"]), abs=1)
     told = sum(map(float, phases.values())) / 1000
-    assert 0.9 * waited - 0.25 < told < waited  # what is written down before and after is not in it
+    assert 0.95 * waited - 0.25 < told < waited  # the client is part of this process, which is busy
     metadata = raw.parse().metadata
     assert [float(metadata[f"deskmate:{name}_seconds"]) for name in phases] == pytest.approx(
         [float(value) / 1000 for value in phases.values()], abs=0.001

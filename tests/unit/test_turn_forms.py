@@ -121,7 +121,7 @@ def asked_for(form: Form, max_tokens: int = 50) -> TurnRequest:
 
 
 async def run(engine: Engine, form: Form, *before: TurnEvent) -> list[TurnEvent]:
-    turn = run_turn(asked_for(form), None, Place(), engine, Said.of(before), seal=str)  # type: ignore[arg-type]
+    turn = run_turn(asked_for(form), None, Place(), engine, Said.of(before), seal=str, began=0.0)  # type: ignore[arg-type]
     return [event async for event in turn][1:]  # without the seat
 
 
@@ -220,7 +220,7 @@ async def test_tokens_behind_the_text_that_was_seen_are_taken_back():
 async def test_tokens_of_a_call_that_is_not_whole_are_counted_when_the_turn_is_ended():
     place, said, held = Place(), Said(), asyncio.Event()
     engine = Engine([OPENING, *WEATHER, held.wait()])
-    turn = run_turn(asked_for(WITH_TOOLS), None, place, engine, said, seal=str)  # type: ignore[arg-type]
+    turn = run_turn(asked_for(WITH_TOOLS), None, place, engine, said, seal=str, began=0.0)  # type: ignore[arg-type]
     running = asyncio.create_task(_all_of(turn))
     async with asyncio.timeout(5):
         while said.unseen < 3:  # noqa: ASYNC110 - the turn tells nobody of what it keeps back

@@ -4,7 +4,8 @@
 --
 --   dm:line:clock          HASH  v, v_flex: the virtual clock of each class; inter, flex: what it was given; flying: requests
 --                                in flight; reserved: their KV tokens; served: all that was ever given; came: requests that
---                                ever stood in line; mean: output of an answer; rate: what is served in a second, measured at rate_at (ms) with rate_served
+--                                ever stood in line; jain, largest, among: how evenly the last minute went, begun at
+--                                compared_at (ms); mean: output of an answer; rate: what is served in a second, measured at rate_at (ms) with rate_served
 --   dm:line:people         HASH  person: a counter for each class, which one the oldest of theirs in its line is, expected
 --                                output e, requests in flight n (packed)
 --   dm:line:requests       HASH  id: who, how large, since when, what is charged already (packed)
@@ -14,7 +15,9 @@
 --   dm:line:light          ZSET  people who came with nothing else in line or in flight, by when (ms)
 --   dm:line:gateways       ZSET  gateways by the end of their lease (ms)
 --   dm:line:gateway:{gw}   SET   ids of a gateway's requests;  dm:line:granted:{gw}: which of them have a seat, not told yet
---   dm:line:paid:{id}      STRING tokens of a request whose gateway died, as they were charged: it may only have been slow
+--   dm:line:paid:{id}      STRING what was used and what was written of a request whose gateway died, as it was charged: that
+--                                may only have been slow
+--   dm:line:hungry         HASH  who had something waiting (inter) all the time since compared_at: their counter then
 --
 -- Whoever was given least, by tokens and weight, is next: the virtual token counter of Sheng et al. (OSDI 2024, arXiv
 -- 2401.00588), with a virtual clock as join rule (who comes back is not owed what they never asked for) and the expected
@@ -25,6 +28,7 @@ local NEWEST = 0.2 -- weight of the newest in a moving average
 local LIGHT_MS = 60000 -- so long seats are kept for people like the one that was seen
 local PASSED_MS = 2000 -- so long a request that is too large for what is free may be passed by smaller ones
 local PAID_SECONDS = 3600 -- so long a gateway that was only slow may bring back what it holds, without paying twice
+local COMPARED_MS = 60000 -- so long a time is looked at, to see how evenly it went
 local AHEAD = 4096 -- so much more than their share people may have had and still take a kept seat: a request or two
 local FLOOR = 0.1 -- of the service, for flex while it waits
 local CLOCK = {inter = 'v', flex = 'v_flex'} -- each class is a line of its own
@@ -39,6 +43,7 @@ local gateway, seats, kept, kv = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), 
 -- what is read and written whole -----------------------------------------------------------------------------------
 local NAMES = {
   'v', 'v_flex', 'inter', 'flex', 'flying', 'reserved', 'served', 'came', 'mean', 'rate', 'rate_at', 'rate_served',
+  'jain', 'largest', 'among', 'compared_at',
 }
 local clock, people, touched = {}, {}, {}
 for i, value in ipairs(redis.call('HMGET', 'dm:line:clock', unpack(NAMES))) do
@@ -84,7 +89,11 @@ local function stand(name, class)
   if waits(name, class) then redis.call('ZREM', ready, member(name, class)) end
   local id = redis.call('LINDEX', 'dm:line:' .. class .. ':' .. name, 0)
   person[FIRST[class]] = id and request_of(id).came or nil
-  if id then redis.call('ZADD', ready, person[class], member(name, class)) end
+  if id then
+    redis.call('ZADD', ready, person[class], member(name, class))
+  elseif class == 'inter' then
+    redis.call('HDEL', 'dm:line:hungry', name)
+  end
 end
 
 local function save()
@@ -136,14 +145,19 @@ local function need(request)
   return request.prompt + math.min(request.max, 2 * expected(request))
 end
 
-local function seat(id, request, kept_one)
+-- `paid`: tokens that were written and charged already, with the prompt.
+local function seat(id, request, kept_one, paid)
   local person, v = person_of(request.who), CLOCK[request.class]
   if not (request.promised or kept_one) then clock[v] = math.max(clock[v], person[request.class]) end
   request.seated, request.reserved = now, need(request)
-  request.charged = PROMPT * request.prompt + (request.promised and 0 or OUTPUT * expected(request))
-  charge(request, request.charged)
+  if paid then
+    request.charged, request.produced = PROMPT * request.prompt + OUTPUT * paid, paid
+  else
+    request.charged = PROMPT * request.prompt + (request.promised and 0 or OUTPUT * expected(request))
+    charge(request, request.charged)
+    clock.served = clock.served + PROMPT * request.prompt
+  end
   clock.flying, clock.reserved = clock.flying + 1, clock.reserved + request.reserved
-  clock.served = clock.served + PROMPT * request.prompt
   person.n = person.n + 1
   keep(id, request)
   redis.call('SADD', 'dm:line:granted:' .. request.gateway, id)
@@ -245,7 +259,7 @@ local function come(id, request)
 end
 
 -- `produced` nil: as far as it was told; `prompt`: tokens of it that had to be read. Needs parts/quota.lua: what was used is
--- counted here, once for each request. Returns how much that was, of one that had a seat.
+-- counted here, once for each request. Returns how much that was, and how much was written, of one that had a seat.
 local function go(id, produced, prompt)
   local request = request_of(id)
   if not request then return end
@@ -268,7 +282,7 @@ local function go(id, produced, prompt)
   end
   local used = (request.read and 0 or prompt or request.prompt) + (produced or request.produced)
   count_both(request.who, request.key, now, math.max(0, used - (request.paid or 0)), 0)
-  return used
+  return used, produced or request.produced
 end
 
 -- Other gateways whose lease ended: what they had is given back, charged as far as it was told.
@@ -276,8 +290,8 @@ local function bury()
   for _, dead in ipairs(redis.call('ZRANGEBYSCORE', 'dm:line:gateways', '-inf', now)) do
     if dead ~= gateway then
       for _, id in ipairs(redis.call('SMEMBERS', 'dm:line:gateway:' .. dead)) do
-        local used = go(id)
-        if used then redis.call('SET', 'dm:line:paid:' .. id, used, 'EX', PAID_SECONDS) end
+        local used, written = go(id)
+        if used then redis.call('SET', 'dm:line:paid:' .. id, used .. ' ' .. written, 'EX', PAID_SECONDS) end
       end
       redis.call('ZREM', 'dm:line:gateways', dead)
     end
@@ -285,6 +299,26 @@ local function bury()
 end
 
 local function somebody_waits() return redis.call('EXISTS', 'dm:line:ready:inter', 'dm:line:ready:flex') > 0 end
+
+-- How evenly people were served who wanted more for a whole minute: Jain's index of what they were given by weight (1: all
+-- alike; 1/n: one of n had everything; Jain, Chiu, Hawe 1984), and the largest share. Then a new minute begins.
+local function compare()
+  if now - clock.compared_at < COMPARED_MS then return end
+  local sum, squares, most, n = 0, 0, 0, 0
+  local began = redis.call('HGETALL', 'dm:line:hungry')
+  for i = 1, #began, 2 do
+    local given = person_of(began[i]).inter - tonumber(began[i + 1])
+    sum, squares, most, n = sum + given, squares + given * given, math.max(most, given), n + 1
+  end
+  clock.among = n
+  clock.jain = squares > 0 and sum * sum / (n * squares) or 1
+  clock.largest = sum > 0 and most / sum or 0
+  clock.compared_at = now
+  redis.call('DEL', 'dm:line:hungry')
+  for _, one in ipairs(redis.call('ZRANGE', 'dm:line:ready:inter', 0, -1)) do
+    redis.call('HSET', 'dm:line:hungry', name_of(one), person_of(name_of(one)).inter)
+  end
+end
 
 local function known() return redis.call('ZSCORE', 'dm:line:gateways', gateway) end
 
