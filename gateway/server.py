@@ -6,6 +6,9 @@ Whatever comes on a connection it has is answered, and told that this was the la
 has been used and stays idle for a moment is closed: closed at once, it would break a request that is on its way. At the
 limit the application hands over what it can; only then is the rest cut.
 
+A usual answer fits into what a connection may buffer, so that it is taken from the engine although its client does not
+read. Whoever takes nothing for long is cut.
+
 httptools refuses by itself: Content-Length beside Transfer-Encoding, either of them twice, folded headers, bare line
 feeds, signs and blanks in lengths. `_Protocol` adds: time and size of headers, their number, other transfer codings,
 other versions, targets that are no path, bodies behind an upgrade, upgrades in a pipeline, long pipelines, trailers.
@@ -17,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from asyncio.events import TimerHandle
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +34,7 @@ from gateway.errors import BadRequest, Refusal, RequestTimeout
 from gateway.limits import new_request_id, render_plainly
 from gateway.security_headers import security_headers
 from gateway.settings import Settings, SettingsError
+from gateway.unread import Unread
 from gateway.websocket import SocketProtocol
 
 HEADER_LIMIT_BYTES = 64 << 10
@@ -38,6 +43,8 @@ _PIPELINE_LIMIT = 8
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep an idle connection: they close it, not we under their request
 _LAST_IDLE_SECONDS = 1  # the same while we stop
 _SEND_BUFFER_BYTES = 128 << 10  # a reader that stalls holds this much of the kernel's memory, not megabytes
+_WRITE_BUFFER_BYTES = 256 << 10  # and this much of ours: 1,024 tokens as events of a chat
+_LOOK_TICKS = 10  # of a tenth of a second: how often unread connections are looked for
 _LAST_WORDS_SECONDS = 0.5  # for those whose answer was handed over to be told so
 _BACKLOG = 2048
 _CLOSE = (b"connection", b"close")
@@ -64,7 +71,7 @@ def serve(
     except OSError as fault:  # an SSLError is one too
         raise SettingsError(f"DESKMATE_TLS_CERT or DESKMATE_TLS_KEY cannot be used: {fault}") from None
     listeners = inherited(settings.listen_fd) if settings.listen_fd else listen(settings.host, settings.port)
-    _Server(config, settings.drain_seconds, on_drain, on_limit).run(listeners)
+    _Server(config, settings, on_drain, on_limit).run(listeners)
 
 
 def inherited(descriptors: Sequence[int]) -> list[socket.socket]:
@@ -124,12 +131,13 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        drain_seconds: float,
+        settings: Settings,
         on_drain: Callable[[], None] | None,
         on_limit: Callable[[], Awaitable[None]] | None,
     ) -> None:
         super().__init__(config)
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = settings.drain_seconds
+        self._unread = Unread(settings.unread_seconds)
         self._on_drain = on_drain
         self._on_limit = on_limit
 
@@ -140,6 +148,12 @@ class _Server(uvicorn.Server):
             host, port, *_ = listener.getsockname()
             address = f"[{host}]" if ":" in host else host
             print(f"gateway: listening on {scheme}://{address}:{port}", file=sys.stderr, flush=True)  # noqa: T201
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_TICKS == 0:
+            transports = [connection.transport for connection in self.server_state.connections]
+            self._unread.look(transports, time.monotonic())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._on_drain:
@@ -202,6 +216,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

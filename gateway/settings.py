@@ -85,6 +85,9 @@ class Settings:
     body_limit_bytes: int = _setting("Largest request body.", 1 << 20)
     header_seconds: float = _setting("Time for a client to send its headers.", 10.0)
     body_seconds: float = _setting("Time for a client to send its body.", 30.0)
+    unread_seconds: float = _setting(
+        "How long a client may take nothing of what waits to be sent to it; then it is cut.", 120.0
+    )
 
     socket_seconds: float = _setting(
         "How long a WebSocket may stay open; an answer under way then is still told to its end.", 3600.0
