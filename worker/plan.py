@@ -27,12 +27,19 @@ CONTEXT_STEP = 256
 CPU_SEATS = 16
 CPU_OVERHEAD_BYTES = 2 * GIB  # 1.2 GiB measured for server and engine; the rest is activations and headroom
 CUDA_OVERHEAD_BYTES = 2 * GIB  # CUDA context, graphs, allocator
-CUDA_BATCH_TOKENS = 8192  # the batch that vLLM profiles with
 CUDA_MARGIN_BYTES = GIB // 2  # free memory that vLLM leaves on the card
 CUDA_SHARE = 0.92
 CUDA_SEATS = (8, 128)
 OLDEST_CAPABILITY = (7, 5)
-LONG_PREFILL_TOKENS = 512
+CPU_STEP_SECONDS, CUDA_STEP_SECONDS = 0.5, 0.15  # so long, about, do new prompts hold up at most whoever is answered
+CPU_STEP_TOKENS, CUDA_STEP_TOKENS = (128, 2048), (512, 8192)
+LONG_PROMPT_SHARE = 2  # one prompt takes at most this part of a step, so that a short one beside it is read at once
+# Reading a token costs so many seconds of a core and so many operations for each parameter: measured with 135 M and
+# 1.5 B parameters on AVX-512 with BF16 (500 and 190 tokens/s on two cores). Without BF16 three times as long, a guess.
+CPU_TOKEN_SECONDS, CPU_FLOPS, CPU_SLOWER = 3.4e-3, 3.65e11, 3
+# Dense 16-bit operations a second of a generation's smaller cards, by NVIDIA's data sheets, and what comes out of it.
+CUDA_FLOPS = {(7, 5): 65e12, (8, 0): 165e12, (8, 6): 50e12, (8, 9): 60e12, (9, 0): 750e12, (10, 0): 1500e12}
+CUDA_OTHER_FLOPS, CUDA_EFFICIENCY = 100e12, 0.4
 DRAIN_SECONDS = 20
 
 
@@ -81,6 +88,8 @@ class Plan:
     device: Device
     dtype: str
     capacity: Capacity
+    step_tokens: int
+    """Tokens that the engine reads and writes in one step, at most."""
     tool_parser: str | None
     reasoning_parser: str | None
     thinking_switch: str | None
@@ -115,6 +124,7 @@ class Plan:
             "kv_tokens": capacity.kv_tokens,
             "kv_bytes": capacity.kv_bytes,
             "block_tokens": capacity.block_tokens,
+            "step_tokens": self.step_tokens,
             "added_tokens": list(model.added_tokens),
             "tool_parser": self.tool_parser,
             "reasoning_parser": self.reasoning_parser,
@@ -139,6 +149,7 @@ def plan(hardware: Hardware, model: Model, wishes: Wishes) -> Plan:
         device=side.device,
         dtype=side.dtype,
         capacity=side.capacity,
+        step_tokens=side.step_tokens,
         tool_parser=tools,
         reasoning_parser=thoughts,
         thinking_switch=parsers.thinking_switch(model) if thoughts else None,
@@ -181,6 +192,7 @@ class Side:
     device: Device
     dtype: str
     capacity: Capacity
+    step_tokens: int
     flags: tuple[str, ...]
     environment: Mapping[str, str]
     notes: Notes
@@ -196,6 +208,8 @@ def common_flags(model: Model, side: Side) -> tuple[str, ...]:
         "--dtype", side.dtype,
         "--max-model-len", str(side.capacity.context_tokens),
         "--max-num-seqs", str(side.capacity.seats),
+        "--max-num-batched-tokens", str(side.step_tokens),
+        "--long-prefill-token-threshold", str(side.step_tokens // LONG_PROMPT_SHARE),
         "--enable-prefix-caching",
         "--prefix-caching-hash-algo", "sha256",
         "--enable-prompt-tokens-details",
@@ -257,6 +271,18 @@ def context_of(model: Model, wishes: Wishes, kv_tokens: int, notes: Notes) -> in
     return context
 
 
+def step_tokens(rate: float, seconds: float, bounds: tuple[int, int], seats: int, notes: Notes) -> int:
+    """So many tokens in a step that new prompts take about `seconds` of it. `rate`: tokens read in a second."""
+    least, most = bounds
+    tokens = max(least, min(most, int(rate * seconds) // 32 * 32)) + seats
+    notes.add(
+        "step", f"{tokens} tokens",
+        f"new prompts hold up running answers for about {tokens / rate:.1f} s at most (estimated: {rate:.0f} of a "
+        f"prompt's are read in a second), and one prompt takes 1/{LONG_PROMPT_SHARE} of a step at most",
+    )  # fmt: skip
+    return tokens
+
+
 def too_tight(model: Model, what: str) -> BadConfiguration:
     return BadConfiguration(f"not enough memory for {model.path}: {what}.")
 
@@ -283,15 +309,22 @@ def plan_cpu(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     kv_tokens = whole_blocks(kv_bytes, bytes_per_token, 128)
     context = context_of(model, wishes, kv_tokens, notes)
     notes.add("KV tokens", kv_tokens, f"{gib(kv_bytes)} at {bytes_per_token} bytes per token, in blocks of 128")
-    notes.add("long prefill", LONG_PREFILL_TOKENS, "a long prompt is computed in pieces, so that it stalls nobody else")
+    rate = 1 / cpu_token_seconds(hardware, model)
     return Side(
         device=Device("cpu", hardware.processor, hardware.memory_bytes, hardware.cores),
         dtype="bfloat16",
         capacity=Capacity(context, seats, kv_tokens, kv_bytes, 128),
-        flags=("--long-prefill-token-threshold", str(LONG_PREFILL_TOKENS), *eager_flags(wishes, notes)),
+        step_tokens=step_tokens(rate, CPU_STEP_SECONDS, CPU_STEP_TOKENS, seats, notes),
+        flags=eager_flags(wishes, notes),
         environment=cpu_environment(hardware, kv_bytes, notes),
         notes=notes,
     )
+
+
+def cpu_token_seconds(hardware: Hardware, model: Model) -> float:
+    """An estimate of the time that reading one token of a prompt takes."""
+    slower = 1 if hardware.processor_flags & {"avx512_bf16", "amx_bf16"} else CPU_SLOWER
+    return slower * (CPU_TOKEN_SECONDS + 2 * model.weights.parameters / CPU_FLOPS) / hardware.cores
 
 
 def cpu_reason(hardware: Hardware) -> str:
@@ -389,10 +422,17 @@ def plan_cuda(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
         device=Device("cuda", card.name, card.total_bytes, hardware.cores),
         dtype=dtype,
         capacity=Capacity(context, seats, kv_tokens, kv_bytes, 16),
+        step_tokens=step_tokens(cuda_rate(card, model), CUDA_STEP_SECONDS, CUDA_STEP_TOKENS, seats, notes),
         flags=("--gpu-memory-utilization", f"{share:.2f}"),
         environment={"CUDA_VISIBLE_DEVICES": card.uuid},
         notes=notes,
     )
+
+
+def cuda_rate(card: Card, model: Model) -> float:
+    """An estimate of the tokens of a prompt that the card reads in a second."""
+    flops = CUDA_FLOPS.get(card.capability, CUDA_OTHER_FLOPS) * CUDA_EFFICIENCY
+    return flops / (2 * model.weights.parameters)
 
 
 def cuda_dtype(card: Card, model: Model, notes: Notes) -> str:
@@ -418,7 +458,7 @@ def cuda_share(card: Card, notes: Notes) -> float:
 
 def cuda_kv_bytes(card: Card, model: Model, share: float, notes: Notes) -> int:
     """An estimate; vLLM measures its own need at the start and the real number stands in its metrics."""
-    activations = CUDA_BATCH_TOKENS * model.hidden * 16 + 256 * model.vocabulary * 4
+    activations = CUDA_STEP_TOKENS[1] * model.hidden * 16 + 256 * model.vocabulary * 4
     weights, work = model.weights.loaded_bytes, CUDA_OVERHEAD_BYTES + activations
     left = int(share * card.total_bytes) - weights - work
     if left <= 0:

@@ -4,28 +4,36 @@ relay    chat completions through the gateway, scripted upstream
 turn     responses (stored, resumable), scripted upstream
 direct   the upstream alone: the floor of the method
 storage  the newest 50 of 10,000 conversations through HTTP, and deleting 1,000
-engine   tokens a second of a real worker through the gateway ÷ direct (--upstream HOST:PORT)
-fairness who waits how long beside whom, in virtual time (--simulate)
+engine   tokens a second of a real worker through the gateway ÷ direct
+step     what running streams feel while a real worker reads somebody's long prompt
+fairness who waits how long beside whom: on a real worker, or in virtual time (--simulate)
+cancel   how soon a real worker has stopped when somebody leaves
 overload answers a second at 1, 2, 5 and 10 times what the engine can do
 backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
 
 import argparse
 import json
+import os
 import signal
 import statistics
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deploy.home import home_of
 from tests.bench.backup import drill
-from tests.bench.fairness import simulated
+from tests.bench.cancels import cancels
+from tests.bench.fairness import measured, simulated
 from tests.bench.load import Job, Result
+from tests.bench.long_prompt import step
 from tests.bench.overload import overload
-from tests.bench.stack import ROOT, Stack, cores, stack
+from tests.bench.stack import ROOT, Stack, cores, real_worker, stack
 from tests.bench.storage import storage
 
 TOKENS = 128  # of each answer
@@ -207,11 +215,11 @@ def spread(values: list[float], digits: int) -> str:
 
 def heading(name: str, rounds: int) -> Iterator[str]:
     where = "one core for the gateway, one for everything else" if cores() else "one core for everything"
-    where = "gateway, Redis and worker share all cores" if name == "engine" else where
+    where = "gateway, Redis and worker share all cores" if name in ("engine", "step", "cancel") else where
     yield f"# bench {name}"
     yield ""
     yield f"{datetime.now(UTC):%Y-%m-%d}, {rounds} interleaved rounds, medians (least–greatest), {where}."
-    if name not in ("engine", "storage", "overload"):
+    if name not in ("engine", "step", "cancel", "storage", "overload"):
         yield f"Scripted upstream, {TOKENS} tokens an answer, 5 ms between two tokens (20 ms at 256 streams)."
         yield "CPU of `direct` is the upstream's own: the floor of the method. The gateway does keys, queue, usage."
     yield ""
@@ -222,28 +230,31 @@ def main() -> int:
         prog="deskmate bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "name", choices=["relay", "turn", "direct", "storage", "engine", "backup", "fairness", "overload"]
+        "name",
+        choices=["relay", "turn", "direct", "storage", "engine", "step", "cancel", "backup", "fairness", "overload"],
     )
     parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--upstream", help="address of a running vLLM for `engine`: HOST:PORT")
+    parser.add_argument("--model", type=Path, help="what a real worker serves (default: the demo model)")
+    parser.add_argument("--upstream", help="a vLLM that runs already, instead of one of our own: HOST:PORT")
+    parser.add_argument("--seats", type=int, default=10, help="how many that vLLM has, for `fairness`")
     parser.add_argument("--simulate", action="store_true", help="`fairness` in virtual time, --rounds seeds of it")
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
     parser.add_argument("--write", action="store_true", help="also write docs/bench-NAME.md")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    if asked.name == "engine" and not asked.upstream:
-        parser.error("engine needs --upstream HOST:PORT of a running worker")
     if asked.name == "fairness":
-        if not asked.simulate:
-            parser.error("fairness is there with --simulate only, in virtual time")
-        print("\n".join(simulated(asked.rounds, write=asked.write)))
+        print("\n".join(fairness(asked)))
         return 0
     if asked.name == "backup":
         return report(asked, list(drill(asked.conversations)))
     match asked.name:
         case "engine":
-            body = engine(asked.upstream, asked.rounds)
+            body = on_a_worker(asked, engine)
+        case "step":
+            body = on_a_worker(asked, step)
+        case "cancel":
+            body = on_a_worker(asked, cancels)
         case "storage":
             body = storage(asked.rounds)
         case "overload":
@@ -251,6 +262,35 @@ def main() -> int:
         case name:
             body = scripted(name, asked.rounds)
     return report(asked, [*heading(asked.name, asked.rounds), *body])
+
+
+def fairness(asked: argparse.Namespace) -> list[str]:
+    if asked.simulate:
+        return simulated(asked.rounds, write=asked.write)
+    with worker_of(asked, asked.seats) as upstream:
+        return measured(upstream, asked.seats, asked.rounds, write=asked.write)
+
+
+def on_a_worker(asked: argparse.Namespace, bench: Callable[[str, int], Iterator[str]]) -> Iterator[str]:
+    with worker_of(asked) as upstream:
+        yield from bench(upstream, asked.rounds)
+
+
+@contextmanager
+def worker_of(asked: argparse.Namespace, seats: int | None = None) -> Iterator[str]:
+    """The address of the worker that was named, or of one of our own."""
+    if asked.upstream:
+        yield asked.upstream
+        return
+    with real_worker(asked.model or demo_model(), seats) as upstream:
+        yield upstream
+
+
+def demo_model() -> Path:
+    """Made when it is not there yet, as by `./deskmate up`: half a minute."""
+    folder = home_of(Path(ROOT), dict(os.environ)).demo_model
+    subprocess.run([sys.executable, "-m", "worker.demo", str(folder)], cwd=ROOT, check=True)
+    return folder
 
 
 def report(asked: argparse.Namespace, lines: list[str]) -> int:

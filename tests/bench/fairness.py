@@ -1,18 +1,19 @@
 """`bench fairness`: what was found, as tables and a picture; with `--write` they become part of the docs.
 
-Knows no workload: those are in `simulate.py`.
+Knows no workload: those are in `simulate.py` and, for a real worker, in `fair_engine.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.chart import svg
+from tests.bench.fair_engine import on_engine
 from tests.bench.simulate import END_MS, Report, simulate
 from tests.bench.stack import ROOT
 from tests.docs import blocks
 
 PAGE, PICTURE = Path(ROOT, "docs", "fairness.md"), Path(ROOT, "docs", "fairness-simulated.svg")
-BLOCK = "simulated"
+BLOCK, REAL_BLOCK = "simulated", "measured"
 
 
 def simulated(seeds: int, *, write: bool) -> list[str]:
@@ -21,6 +22,13 @@ def simulated(seeds: int, *, write: bool) -> list[str]:
     if write:
         PICTURE.write_text(svg(found.charts), encoding="utf-8")
         blocks.put(PAGE, BLOCK, "\n".join(lines))
+    return lines
+
+
+def measured(upstream: str, seats: int, rounds: int, *, write: bool) -> list[str]:
+    lines = list(on_engine(upstream, seats, rounds))
+    if write:
+        blocks.put(PAGE, REAL_BLOCK, "\n".join(lines))
     return lines
 
 

@@ -24,6 +24,7 @@ from tests.servers import RedisServer, find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
+ENGINE_SECONDS = 300.0  # a model is loaded
 SEATS = 1024
 
 
@@ -59,8 +60,8 @@ def post(address: str, path: str, body: object) -> bytes:
         return bytes(answer.read())
 
 
-def until_ready(address: str, path: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def until_ready(address: str, path: str, process: subprocess.Popen[bytes], seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(f"http://{address}{path}", timeout=5).close()
@@ -132,6 +133,25 @@ class Stack:
 
     def script(self, **changes: object) -> None:
         post(self.upstream, "/_fake/script", changes)
+
+
+@contextmanager
+def real_worker(model: Path, seats: int | None = None) -> Iterator[str]:
+    """The address of a vLLM that serves this model directory, by our plan; about a minute later it is ready."""
+    port = free_port()
+    arguments = ["worker", "--model", str(model), "--port", str(port), "--served-name", "bench"]
+    arguments += ["--seats", str(seats)] if seats else []
+    with tempfile.TemporaryFile() as log:
+        process = start(arguments, None, stdout=log, stderr=log, start_new_session=True)
+        try:
+            until_ready(f"127.0.0.1:{port}", "/health", process, ENGINE_SECONDS)
+            yield f"127.0.0.1:{port}"
+        except RuntimeError:
+            log.seek(0)
+            sys.stderr.write(log.read()[-4000:].decode(errors="replace"))
+            raise
+        finally:
+            end(process)
 
 
 @contextmanager

@@ -61,11 +61,36 @@ def test_the_demo_on_two_cores_gets_sixteen_seats_and_its_whole_context() -> Non
     assert (flag(made, "--max-num-seqs"), flag(made, "--max-model-len")) == ("16", "8192")
 
 
-def test_a_busy_neighbour_and_a_long_prompt_are_provided_for() -> None:
+def test_a_busy_neighbour_is_provided_for() -> None:
     made = plan(DESK, DEMO, Wishes())
     assert made.environment["LD_PRELOAD"] == "/env/lib/libiomp5.so"
     assert made.environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert flag(made, "--long-prefill-token-threshold") == "512"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "tokens"),
+    [
+        (DESK, DEMO, 224 + 16),
+        (DESK, QWEN_1_5B, 128 + 16),  # half a second is less than what pays
+        (replace(DESK, cores=16), QWEN_1_5B, 672 + 16),
+        (replace(DESK, cores=16, processor_flags=frozenset({"avx512f"})), QWEN_1_5B, 224 + 16),
+        (replace(DESK, cores=128), DEMO, 2048 + 16),
+    ],
+)
+def test_a_step_is_bounded_in_time_and_one_prompt_never_fills_it(hardware: Hardware, model: Model, tokens: int) -> None:
+    made = plan(hardware, model, Wishes())
+    assert int(flag(made, "--max-num-batched-tokens")) == made.to_json()["step_tokens"] == tokens
+    assert int(flag(made, "--long-prefill-token-threshold")) == tokens // 2
+    assert "estimated" in reason(made, "step")
+
+
+@pytest.mark.parametrize(
+    ("capability", "model", "tokens"),
+    [((7, 5), QWEN_1_5B, 1248), ((9, 0), QWEN_1_5B, 8192), ((9, 0), LLAMA_8B, 2784), ((12, 0), LLAMA_8B, 512)],
+)
+def test_a_step_of_a_card_is_bounded_too(capability: tuple[int, int], model: Model, tokens: int) -> None:
+    made = plan(with_cards(card(80, capability)), model, Wishes(seats=10))
+    assert int(flag(made, "--max-num-batched-tokens")) == tokens + 10
 
 
 def test_nothing_leaves_the_machine() -> None:
