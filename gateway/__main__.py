@@ -23,6 +23,7 @@ from gateway.auth.secret import SecretError, Secrets
 from gateway.backup import BackupError
 from gateway.backup.commands import backup, restore
 from gateway.errors import BadRequest, NotFound, Refusal, Unavailable
+from gateway.machine import raise_file_limit
 from gateway.migrations import UnusableData, bring_forward
 from gateway.quotas import OF_A_KEY, Allowance, Balance, Kind, Quotas, Source, Wish
 from gateway.quotas.asked import of_a_key, of_a_person, wish
@@ -85,6 +86,7 @@ def _serve(settings: Settings) -> int:
     from gateway.app import build  # the whole application; the other commands do without
     from gateway.server import ListenError, serve
 
+    raise_file_limit()
     asyncio.run(_bring_forward(settings))
     gateway = build(settings)
     try:

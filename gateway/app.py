@@ -47,8 +47,10 @@ from gateway.engine import Engine
 from gateway.errors import MethodNotAllowed, NotFound, Refusal, Unavailable
 from gateway.forms import Forms
 from gateway.limits import Limits
+from gateway.machine import Machine
 from gateway.metrics import Metrics
 from gateway.migrations import UnusableData, bring_forward
+from gateway.overload import Ladder, measuring
 from gateway.quotas import Allowance
 from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
@@ -78,7 +80,9 @@ class Gateway:
         everybody = Allowance.from_settings(settings)
         line = Line(self.redis, holder, settings.queue_per_person, settings.max_wait_seconds, everybody)
         self.quotas = RedisQuotas(self.redis, everybody)
-        self.queue = FairQueue(line, lambda: Capacity(self.engine.seats, self.engine.kv_tokens))
+        machine = Machine(settings.status_file and settings.status_file.parent)
+        self.ladder = Ladder(measuring(machine.used, self.redis.answer_seconds))
+        self.queue = FairQueue(line, lambda: Capacity(self.engine.seats, self.engine.kv_tokens), self.ladder)
         self.engine.on_change(self.queue.changed)
         self.runner = Runner(
             self.store,
@@ -93,7 +97,15 @@ class Gateway:
         file = settings.metrics_token_file
         token = read_secret("DESKMATE_METRICS_TOKEN_FILE", file) if file else None
         self._ops = ops.OpsDoor(
-            self.auth, self.redis, self.engine, self.metrics, settings, self._measure, self.queue.look, token
+            self.auth,
+            self.redis,
+            self.engine,
+            self.metrics,
+            settings,
+            self._measure,
+            self.queue.look,
+            self.ladder.shown,
+            token,
         )
         self._stop_at = float("inf")
         self.unusable: UnusableData | None = None  # why it stopped by itself
@@ -154,17 +166,17 @@ class Gateway:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         opening = await self._open_storage()
-        watching = asyncio.create_task(self.auth.watch.run())
+        watching = [asyncio.create_task(self.auth.watch.run()), asyncio.create_task(self.ladder.run())]
         await self.engine.start()
         await self.queue.start()
         await self.runner.start()
-        measuring = asyncio.create_task(self._measure_for_others())
+        watching.append(asyncio.create_task(self._measure_for_others()))
         try:
             yield
         finally:
             opening.cancel()
-            watching.cancel()
-            measuring.cancel()
+            for task in watching:
+                task.cancel()
             await self.runner.close(max(0.0, self._stop_at - time.monotonic()))
             await self.queue.close()
             await self.engine.close()
@@ -214,6 +226,8 @@ class Gateway:
         self.metrics.running.set(self.queue.in_flight)
         self.metrics.waiting.set(self.queue.waiting)
         self.metrics.seats.set(self.engine.seats)
+        for resource, rung in self.ladder.rungs.items():
+            self.metrics.overload.labels(resource.name).set(rung)
 
     def _served(self, principal: Principal, served: Served) -> None:
         route = served.path.removeprefix("/v1/").replace("/", "_")

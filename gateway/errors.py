@@ -26,7 +26,8 @@
         ├── StorageFull                      503                             storage_full
         ├── EngineLost                       503                             engine_lost
         │   └── EngineAway                   503                             engine_lost
-        └── Draining                         503                             draining
+        ├── Draining                         503                             draining
+        └── Overloaded                       503                             overloaded
 
 `code` is stable: clients may match on it. `message` is for people: what happened, which value, what to do next.
 """
@@ -69,6 +70,11 @@ class Refusal(Exception):
                 **self.details,
             }
         }
+
+
+def _waits(seconds: float) -> dict[str, str]:
+    """In whole seconds, and as exactly as the official SDKs read it."""
+    return {"retry-after": str(max(1, round(seconds))), "retry-after-ms": str(max(1, round(seconds * 1000)))}
 
 
 class BadRequest(Refusal):
@@ -189,8 +195,7 @@ class Busy(Refusal):
     default_code = "queue_full"
 
     def __init__(self, message: str, *, retry_after_seconds: float, **keywords: Any) -> None:
-        seconds = max(1, round(retry_after_seconds))
-        waits = {"retry-after": str(seconds), "retry-after-ms": str(max(1, round(retry_after_seconds * 1000)))}
+        waits = _waits(retry_after_seconds)
         super().__init__(message, **{**keywords, "headers": waits | (keywords.get("headers") or {})})
 
 
@@ -235,3 +240,13 @@ class EngineAway(EngineLost):
 
 class Draining(Unavailable):
     default_code = "draining"
+
+
+class Overloaded(Unavailable):
+    """The machine is short of something; what runs goes on, and nothing new is taken."""
+
+    default_code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, **keywords: Any) -> None:
+        waits = _waits(retry_after_seconds)
+        super().__init__(message, **{**keywords, "headers": waits | (keywords.get("headers") or {})})

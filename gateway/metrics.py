@@ -33,7 +33,8 @@ _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 
 ROUTES = ("responses", "chat_completions", "completions", "messages")
 OUTCOMES = ("completed", "incomplete", "cancelled", "failed", "refused", "left")
 WASTED = frozenset({"cancelled", "failed", "left"})  # what was written is of no use
-WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full")  # an alert or a panel names them
+# An alert or a panel names them.
+WATCHED_CODES = ("storage_down", "storage_full", "engine_lost", "queue_full", "overloaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,13 @@ class Metrics:
             ("part",),
             registry=own,
             multiprocess_mode="livemostrecent",
+        )
+        self.overload = Gauge(
+            "deskmate_overload_rung",
+            "Whether something runs short: 1 refuses what can wait, 2 every new answer.",
+            ("resource",),
+            registry=own,
+            multiprocess_mode="livemax",
         )
         self._redis, self._line = _Redis(), _Line()
         own.register(self._redis)

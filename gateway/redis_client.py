@@ -89,6 +89,12 @@ class RedisClient:
         self._require_open()
         return await self._translated(self._evaluate(self._scripts[script], (len(keys), *keys, *args)))
 
+    async def answer_seconds(self) -> float:
+        """How long the shortest call takes now, its wait for a connection included. Raises StorageDown."""
+        asked = time.monotonic()
+        await self.call("PING")
+        return time.monotonic() - asked
+
     async def info(self) -> Mapping[str, str]:
         """What the server tells of itself: the fields of INFO. Raises StorageDown where our user may not ask."""
         text: bytes = await self.call("INFO")

@@ -141,11 +141,14 @@ class Runner:
         """Steps 3 to 5 of a turn: write it down, build its prompt, take a place; then it runs by itself.
 
         It is written first: that locks the conversation, so the history that is read next is the one that will be
-        answered. Whatever refuses it afterwards takes it back as if never posted.
+        answered. Whatever refuses it afterwards takes it back as if never posted. An overloaded machine refuses
+        what is no repeat before that.
         """
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
         request, begun, shown, came = order.request, None, [], time.monotonic()
+        if order.begin is None or not order.begin.attach:  # of what may be a repeat the answer may have begun
+            self._admission.check(flex=request.flex)
         lease = Lease(request.person, request.id)
         if order.begin is not None:
             asked = _asked(request)

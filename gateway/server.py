@@ -30,8 +30,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.errors import BadRequest, Refusal, RequestTimeout
+from gateway.errors import BadRequest, Overloaded, Refusal, RequestTimeout
 from gateway.limits import new_request_id, render_plainly
+from gateway.machine import file_limit
 from gateway.security_headers import security_headers
 from gateway.settings import Settings, SettingsError
 from gateway.unread import Unread
@@ -47,6 +48,7 @@ _WRITE_BUFFER_BYTES = 256 << 10  # and this much of ours: 1,024 tokens as events
 _LOOK_TICKS = 10  # of a tenth of a second: how often unread connections are looked for
 _LAST_WORDS_SECONDS = 0.5  # for those whose answer was handed over to be told so
 _BACKLOG = 2048
+_LAST_FILES = 0.95  # of those we may open: the rest is kept for what runs, and so that accepting never fails
 _CLOSE = (b"connection", b"close")
 
 
@@ -217,7 +219,10 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-        self._start_timer()
+        if _number_of(transport) >= file_limit() * _LAST_FILES:
+            self._refuse(Overloaded("The server has all the connections it can have.", retry_after_seconds=5))
+        else:
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -347,9 +352,15 @@ class _Protocol(HttpToolsProtocol):
             self.transport.close()
 
 
+def _number_of(transport: asyncio.Transport) -> int:
+    """Of its file. The system gives the lowest that is free, so at least so many are open."""
+    number: int = transport.get_extra_info("socket").fileno()
+    return number
+
+
 def _has_news(transport: asyncio.Transport) -> bool:
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    poll.register(_number_of(transport), select.POLLIN)
     return bool(poll.poll(0))
 
 

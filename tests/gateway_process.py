@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class GatewayProcess:
     worker_url: str
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    program: Sequence[str] = ("-m", "gateway")  # whatever does the same
 
     def __enter__(self) -> "GatewayProcess":
         self.folder = tempfile.TemporaryDirectory(prefix="dmgw")
@@ -58,7 +59,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "gateway", "serve"]
+            command = [sys.executable, *self.program, "serve"]
             self.process = subprocess.Popen(command, cwd=ROOT, env=self._variables(), stdout=log, stderr=log)
         self._wait_until_listening()
 

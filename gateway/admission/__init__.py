@@ -72,7 +72,12 @@ class Place(Protocol):
 
 
 class Admission(Protocol):
+    def check(self, *, flex: bool) -> None:
+        """Raise Overloaded where nothing new is taken now; instant. Worth asking before anything is written."""
+        ...
+
     async def enqueue(self, ticket: Ticket) -> Place:
         """Take a place: instant. Raises Busy when the person's line or the estimated wait is too long already,
-        RateLimited or QuotaSpent past a limit of the person or the key, and StorageDown."""
+        RateLimited or QuotaSpent past a limit of the person or the key, StorageDown, and what `check` raises unless the
+        request was taken before: what has begun goes on."""
         ...

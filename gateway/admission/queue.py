@@ -14,6 +14,7 @@ from contextlib import suppress
 from gateway.admission import LineState, Ticket, Waiting
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Busy, QuotaSpent, Unavailable
+from gateway.overload import Ladder
 from gateway.quotas import Balance
 
 LEASE_SECONDS = 2.0
@@ -27,11 +28,15 @@ log = logging.getLogger("deskmate.queue")
 
 
 class FairQueue:
-    """An `Admission`. Start it, call `changed` whenever the capacity may have, close it."""
+    """An `Admission`. Start it, call `changed` whenever the capacity may have, close it.
 
-    def __init__(self, line: Line, capacity: Callable[[], Capacity]) -> None:
+    `ladder`: refuses what is too much for the machine; None: nothing is.
+    """
+
+    def __init__(self, line: Line, capacity: Callable[[], Capacity], ladder: Ladder | None = None) -> None:
         self._line = line
         self._capacity = capacity
+        self._ladder = ladder
         self._waiting: dict[str, _Place] = {}
         self._seated: dict[str, _Place] = {}
         self._left: dict[str, tuple[int, int | None]] = {}  # not told yet
@@ -67,7 +72,13 @@ class FairQueue:
         return await self._line.look(self._capacity())
 
     # a place ----------------------------------------------------------------------------------------------------------
+    def check(self, *, flex: bool) -> None:
+        if self._ladder is not None:
+            self._ladder.check(flex=flex)
+
     async def enqueue(self, ticket: Ticket) -> "_Place":
+        if not (ticket.promised or ticket.accepted):
+            self.check(flex=ticket.flex)
         place = _Place(self, secrets.token_hex(8), ticket)
         how = How.PROMISED if ticket.promised else How.NEW
         try:

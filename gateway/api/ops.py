@@ -35,6 +35,7 @@ class OpsDoor:
     settings: Settings
     measure: Callable[[], None]  # sets the gauges
     look: Callable[[], Awaitable[LineState]]
+    overload: Callable[[], Mapping[str, str]]  # what runs short
     token: bytes | None = None  # of a scraper that has no key of its own
     draining: bool = False
     began: float = field(default_factory=time.time)
@@ -43,7 +44,8 @@ class OpsDoor:
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
-        """Each part by name, and how far the start is. Public: it says nothing of people and nothing of the machine."""
+        """Each part by name, and how far the start is. Public: it says nothing of people, and of the machine only what
+        runs short. Overloaded is ready: what is there is read and stopped here, and refusals say when to come again."""
         parts: list[dict[str, Any]] = [
             {"name": "redis", "state": await self._redis_state(), "since": self.began},
             {"name": "gateway", "state": "draining" if self.draining else "ready", "since": self.began},
@@ -51,6 +53,7 @@ class OpsDoor:
         ]
         ready = all(part["state"] == "ready" for part in parts)
         body = {"ready": ready, "parts": parts, "stages": self._stages(), "model": self._model()}
+        body["overload"] = self.overload()
         return Response(msgspec.json.encode(body), 200 if ready else 503, media_type="application/json")
 
     async def gateway_metrics(self, request: Request) -> Response:

@@ -4,7 +4,7 @@ import { t } from "./i18n.js";
 import { ApiError } from "./api.js";
 import { Broken } from "./stream.js";
 
-const BY_CODE = new Set(["conversation_locked", "context_length_exceeded", "request_too_large", "gateway_restarted", "insufficient_quota", "rate_limit_exceeded"]);
+const BY_CODE = new Set(["conversation_locked", "context_length_exceeded", "request_too_large", "gateway_restarted", "insufficient_quota", "rate_limit_exceeded", "overloaded"]);
 const BY_STATUS = { 403: "error_403", 404: "error_404", 429: "error_429", 502: "error_503", 503: "error_503", 504: "error_503" };
 
 /** The [key, values] of the text for an error: one of ours, the server's, or a turn's `{code, message}`. */

@@ -26,6 +26,7 @@ from gateway.errors import (
     EngineAway,
     EngineError,
     EngineLost,
+    Overloaded,
     StorageDown,
 )
 from gateway.events import (
@@ -203,7 +204,9 @@ class Admission:
         self.refusal: Exception | None = None
         self.tickets: list[Ticket] = []
 
-    async def check(self, ticket: Ticket) -> None: ...
+    def check(self, *, flex: bool) -> None:
+        if isinstance(self.refusal, Overloaded):
+            raise self.refusal
 
     async def enqueue(self, ticket: Ticket) -> Place:
         if self.refusal is not None:

@@ -202,6 +202,7 @@ def test_leaving_a_running_answer_and_coming_back_shows_it(visit, gateway):
     [
         ((409, "conversation_locked"), None, "already being answered"),
         ((429, "queue_full"), 12, "Try again in 12 s"),
+        ((503, "overloaded"), 5, "no new questions just now. Your chats are all there. Try again in 5 s"),
         ((503, "storage_unavailable"), None, "Nobody can answer right now"),
         ((400, "context_length_exceeded"), None, "longer than the model's context"),
     ],
