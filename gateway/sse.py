@@ -71,11 +71,14 @@ class EventStream:
 
     async def _write(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": self._head()})
             async for data in events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                del data  # not kept until the next comes
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _head(self) -> list[tuple[bytes, bytes]]:
+        return [(name.encode(), value.encode()) for name, value in self._headers.items()]
 
 
 async def _left(receive: Receive) -> None:

@@ -1,7 +1,7 @@
 """The door of /v1/responses: translates between HTTP and turns; decides nothing about them."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -171,22 +171,26 @@ async def stream(
     head = b"".join(renderer.begin())
     if after < 0:
         yield head
+    del head  # nor what follows: thousands may wait with what they have sent long ago
     ended = False
     async with aclosing(steps):
         async for events in steps:
             ended = bool(events) and isinstance(events[-1], Finished)
-            data = []
-            for happened in events:
-                for rendered in renderer.feed(happened):
-                    if renderer.count - 1 > after and (extended or not rendered.startswith(EXTENSION)):
-                        data.append(rendered)
-            if data:
-                yield b"".join(data)
+            if data := b"".join(_fed(renderer, events, after, extended)):
+                yield data
             elif not events:
                 yield HEARTBEAT
+            del data
     if not ended:  # broken off, so that nobody takes it for the whole answer; another gateway goes on with it
         raise Draining(ELSEWHERE)
     yield DONE
+
+
+def _fed(renderer: StreamRenderer, events: Sequence[TurnEvent], after: int, extended: bool) -> Iterator[bytes]:
+    for happened in events:
+        for rendered in renderer.feed(happened):
+            if renderer.count - 1 > after and (extended or not rendered.startswith(EXTENSION)):
+                yield rendered
 
 
 async def _last(renderer: StreamRenderer, steps: AsyncGenerator[Sequence[TurnEvent], None]) -> Finished:

@@ -34,8 +34,9 @@ export async function* follow(turn, { open, signal, resumable, onBreak = () => {
       asked = Math.min(LONGEST_ASKED_MS, (error.retryAfterSeconds ?? 0) * 1000);
     }
     onBreak(tries + 1);
-    const grown = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** tries) * (0.5 + random() / 2); // a crowd does not come back at once
-    await pause(Math.max(asked, grown), signal);
+    const grown = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** tries);
+    const chance = random() / 2; // a crowd does not come back at once; nor before it was asked to
+    await pause(Math.max(asked * (1 + chance), grown * (0.5 + chance)), signal);
   }
 }
 

@@ -9,6 +9,7 @@ step     what running streams feel while a real worker reads somebody's long pro
 fairness who waits how long beside whom: on a real worker, or in virtual time (--simulate)
 cancel   how soon a real worker has stopped when somebody leaves
 overload answers a second at 1, 2, 5 and 10 times what the engine can do
+streams  1,000 that wait, 400 that hardly read, 1,000 that come back at once (--streams)
 backup   the drill: seconds of backup and restore, and what people who write meanwhile wait
 """
 
@@ -35,6 +36,7 @@ from tests.bench.long_prompt import step
 from tests.bench.overload import overload
 from tests.bench.stack import ROOT, Stack, cores, real_worker, stack
 from tests.bench.storage import storage
+from tests.bench.streams import many_streams
 
 TOKENS = 128  # of each answer
 STREAMS = (1, 16, 64, 256)
@@ -219,7 +221,7 @@ def heading(name: str, rounds: int) -> Iterator[str]:
     yield f"# bench {name}"
     yield ""
     yield f"{datetime.now(UTC):%Y-%m-%d}, {rounds} interleaved rounds, medians (least–greatest), {where}."
-    if name not in ("engine", "step", "cancel", "storage", "overload"):
+    if name not in ("engine", "step", "cancel", "storage", "overload", "streams"):
         yield f"Scripted upstream, {TOKENS} tokens an answer, 5 ms between two tokens (20 ms at 256 streams)."
         yield "CPU of `direct` is the upstream's own: the floor of the method. The gateway does keys, queue, usage."
     yield ""
@@ -231,9 +233,22 @@ def main() -> int:
     )
     parser.add_argument(
         "name",
-        choices=["relay", "turn", "direct", "storage", "engine", "step", "cancel", "backup", "fairness", "overload"],
+        choices=[
+            "relay",
+            "turn",
+            "direct",
+            "storage",
+            "engine",
+            "step",
+            "cancel",
+            "backup",
+            "fairness",
+            "overload",
+            "streams",
+        ],
     )
     parser.add_argument("--conversations", type=int, default=10_000, help="how many for `backup`")
+    parser.add_argument("--streams", type=int, default=1000, help="how many for `streams`; fewer is the short form")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", type=Path, help="what a real worker serves (default: the demo model)")
     parser.add_argument("--upstream", help="a vLLM that runs already, instead of one of our own: HOST:PORT")
@@ -259,6 +274,8 @@ def main() -> int:
             body = storage(asked.rounds)
         case "overload":
             body = overload(asked.rounds)
+        case "streams":
+            body = many_streams(asked.streams)
         case name:
             body = scripted(name, asked.rounds)
     return report(asked, [*heading(asked.name, asked.rounds), *body])

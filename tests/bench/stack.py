@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,7 @@ class Stack:
     redis_url: str
     redis_password: str
     loader: subprocess.Popen[bytes]
+    new_gateway: Callable[[], Measured]
 
     @property
     def key(self) -> str:
@@ -130,6 +131,13 @@ class Stack:
             broken = f"{result.errors} of {result.answers} answers of {job.address}{job.path} broke off"
             raise RuntimeError(f"{broken}, e.g. {result.example!r}")
         return result
+
+    def restart(self) -> Measured:
+        """Kill the gateway, and start another at its place."""
+        self.under_test.process.kill()
+        self.under_test.process.wait()
+        self.under_test = self.new_gateway()
+        return self.under_test
 
     def script(self, **changes: object) -> None:
         post(self.upstream, "/_fake/script", changes)
@@ -185,9 +193,14 @@ def stack(
             until_ready(upstream, "/health", worker.process)
         gateway, environment = f"127.0.0.1:{free_port()}", _settings(folder, redis, upstream, seats) | dict(more or {})
         environment["DESKMATE_PORT"] = gateway.rpartition(":")[2]
-        under_test = start(["gateway", "serve"], ours, env=environment)
-        processes.append(under_test)
-        until_ready(gateway, "/readyz", under_test)
+
+        def new_gateway() -> Measured:
+            process = start(["gateway", "serve"], ours, env=environment)
+            processes.append(process)
+            until_ready(gateway, "/readyz", process)
+            return Measured(process)
+
+        under_test = new_gateway()
         keys = [_key(f"bench{number}", environment) for number in range(people)]
         loader = start(["tests.bench.load"], others, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         processes.append(loader)
@@ -199,11 +212,12 @@ def stack(
             keys,
             model,
             worker,
-            Measured(under_test),
+            under_test,
             Measured(redis.process),
             redis.url,
             redis.password,
-            loader,  # type: ignore[arg-type]
+            loader,
+            new_gateway,
         )
     finally:
         for process in reversed(processes):

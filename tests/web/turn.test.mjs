@@ -149,6 +149,8 @@ test("pauses are spread, so that a crowd does not come back at once, and last as
   const away = Object.assign(new Error("away"), { status: 503, code: "draining", retryAfterSeconds: 5 });
   const { pauses } = await followed([new TypeError("lost"), away, framed(created, completed(1))], { random: () => 0 });
   assert.deepEqual(pauses, [250, 5000]);
+  const { pauses: latest } = await followed([new TypeError("lost"), away, framed(created, completed(1))], { random: () => 1 });
+  assert.deepEqual(latest, [500, 7500]);
 });
 
 test("a stream that cannot be resumed ends with its break", async () => {
