@@ -32,7 +32,7 @@ from gateway.conversations import (
     StoredResponse,
 )
 from gateway.engine import Engine
-from gateway.errors import Draining, Refusal, Unavailable
+from gateway.errors import Draining, Overloaded, Refusal, Unavailable
 from gateway.events import (
     Asked,
     Compacted,
@@ -147,8 +147,7 @@ class Runner:
         if self._draining:
             raise Draining("The gateway is stopping; ask again in a moment.")
         request, begun, shown, came = order.request, None, [], time.monotonic()
-        if order.begin is None or not order.begin.attach:  # of what may be a repeat the answer may have begun
-            self._admission.check(flex=request.flex)
+        await self._refuse_if_overloaded(order)
         lease = Lease(request.person, request.id)
         if order.begin is not None:
             asked = _asked(request)
@@ -181,6 +180,15 @@ class Runner:
         live.balance, live.began = place.balance, came
         await self._set_going(live, request, prompt, place)
         return live
+
+    async def _refuse_if_overloaded(self, order: Order) -> None:
+        """Raises Overloaded, but not for the repeat of a post whose answer has begun."""
+        try:
+            self._admission.check(flex=order.request.flex)
+        except Overloaded:
+            begin = order.begin
+            if begin is None or not (begin.attach and begin.key and await self._store.has_come(begin.owner, begin.key)):
+                raise
 
     async def _set_going(self, live: LiveTurn, request: TurnRequest, prompt: Prompt | None, place: Place) -> None:
         self._live[Lease(live.owner, live.id)] = live

@@ -54,6 +54,7 @@ class RelayDoor:
 
     async def relayed(self, request: Request, rewrite: Rewrite, dialect: Dialect) -> RelayResponse:
         principal, made = await self.read(request, rewrite)
+        self.relay.admission.check(flex=made.flex)  # before the engine is asked anything for it
         await self.forms.check(made.form, request_id(request), made.schema)
         if not made.max_tokens_given:
             await self._fit(made, request)

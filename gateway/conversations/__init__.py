@@ -164,6 +164,10 @@ class Conversations(Protocol):
         """
         ...
 
+    async def has_come(self, owner: str, key: str) -> bool:
+        """Whether a post came under this key before; writes nothing."""
+        ...
+
     async def undo(self, owner: str, turn: str, fence: int) -> None:
         """Take a begun turn back as if never posted: items, lock, key, log. Does nothing when the fence is not ours."""
         ...

@@ -74,6 +74,9 @@ class RedisConversations:
                 raise IdempotencyConflict("This Idempotency-Key came before with another body; use a new key.")
         raise _refusal(reply, begin.conversation, begin.previous)
 
+    async def has_come(self, owner: str, key: str) -> bool:
+        return bool(await self._redis.call("EXISTS", f"dm:idem:{owner}:{_fingerprint(key)}"))
+
     def _begin_arguments(self, begin: Begin) -> List[Argument]:
         return [
             begin.owner,

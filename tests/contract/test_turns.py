@@ -90,7 +90,9 @@ async def test_a_previous_response_still_being_written_is_locked(desk: Desk) -> 
 
 async def test_the_same_key_attaches_while_running_and_after(desk: Desk) -> None:
     conversation = await desk.conversation()
+    assert not await desk.store.has_come(desk.owner, "k é")
     first, _ = await desk.begins("1", conversation=conversation, key="k é", digest="d 1")
+    assert await desk.store.has_come(desk.owner, "k é") and not await desk.store.has_come("u_other", "k é")
     again = desk.asks("1", conversation=conversation, key="k é", digest="d 1")
     assert await desk.store.begin(again) == Attached(first.turn)
     await desk.store.finish(desk.answers(first, "2"))

@@ -73,6 +73,7 @@ class Store:
         self.finished: dict[str, Finish] = {}
         self.undone: list[tuple[str, int]] = []
         self.begins: list[Begin] = []
+        self.keys: set[str] = set()  # under which a post came before
         self.calls: Counter[str] = Counter()
         self.renewed: set[Lease] = set()
         self.taken: set[Lease] = set()  # by another gateway
@@ -104,6 +105,10 @@ class Store:
         self.logs[begin.turn] = [begin.entry]
         self.leases.append(Lease(begin.owner, begin.turn))
         return self.answer
+
+    async def has_come(self, owner: str, key: str) -> bool:
+        await self.call("has_come")
+        return key in self.keys
 
     async def undo(self, owner: str, turn: str, fence: int) -> None:
         await self.call("undo")
@@ -466,6 +471,17 @@ async def test_whatever_refuses_a_turn_after_it_was_written_takes_it_back(world,
     with pytest.raises(type(refusal)):
         await world.runner.begin(order())
     assert world.store.undone == [("resp_1", FENCE)] and world.runner.running == 0
+
+
+async def test_what_is_overloaded_writes_nothing_but_lets_a_repeat_find_its_answer(world):
+    world.admission.refusal = Overloaded("The server is short of memory; ask again.", retry_after_seconds=5)
+    for refused in (order(), order(key="new"), order(stored=False), order(key="again", attach=False)):
+        with pytest.raises(Overloaded):
+            await world.runner.begin(refused)
+    assert world.store.begins == [] and world.store.undone == []
+    world.store.keys.add("again")
+    world.store.answer = Attached("resp_0")
+    assert await world.runner.begin(order(key="again")) == Attached("resp_0")
 
 
 async def test_a_prompt_that_is_too_long_is_taken_back_before_it_takes_a_place(world):
