@@ -81,6 +81,13 @@ SERVICE = Dashboard(
             steps=((None, GREEN), (10, YELLOW), (60, RED)),
         ),
         Panel(
+            "How even · 公平指数",
+            "Jain's index of the last minute among people who always had something waiting: 1 is all alike.",
+            [("max(deskmate_fairness_jain)", "even · 公平"), ("max(deskmate_fairness_largest_share)", "largest · 最大")],
+            unit="percentunit",
+            maximum=1,
+        ),
+        Panel(
             "Tokens from the cache · 缓存命中的输入",
             "Part of what was read that the engine still knew; long conversations live on it.",
             [("deskmate:cached_prompt_tokens:ratio5m", "cached · 命中")],
