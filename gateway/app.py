@@ -53,6 +53,7 @@ from gateway.migrations import UnusableData, bring_forward
 from gateway.overload import Ladder, measuring
 from gateway.quotas import Allowance
 from gateway.quotas.store import RedisQuotas
+from gateway.quotas.telling import ANTHROPIC
 from gateway.redis_client import RedisClient
 from gateway.relay import Relay, Served, anthropic_error_body
 from gateway.runner import Runner
@@ -252,7 +253,10 @@ class Gateway:
         self._count_refusal(refusal)
         anthropic = scope["path"].startswith("/v1/messages")
         body = anthropic_error_body(refusal) if anthropic else refusal.body()
-        return JSONResponse(body, refusal.status, refusal.headers)
+        headers = {
+            name: value for name, value in refusal.headers.items() if anthropic or not name.startswith(ANTHROPIC)
+        }
+        return JSONResponse(body, refusal.status, headers)
 
     async def _on_refusal(self, request: Request, refusal: Exception) -> Response:
         assert isinstance(refusal, Refusal)  # noqa: S101 - what it is registered for

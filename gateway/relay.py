@@ -20,7 +20,8 @@ from gateway.admission import Admission, Place, Ticket
 from gateway.auth.principal import Principal
 from gateway.engine import Engine, Upstream
 from gateway.errors import EngineLost, PromptRefused, Refusal
-from gateway.quotas.telling import limit_headers
+from gateway.quotas import Balance
+from gateway.quotas.telling import anthropic_limit_headers, limit_headers
 from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
 from gateway.waited import headers_of
@@ -86,6 +87,7 @@ class Dialect:
     error_mark: bytes
     end_mark: bytes
     error: Callable[[Refusal], bytes] = openai_error
+    limits: Callable[[Balance], Mapping[str, str]] = limit_headers  # of a person, as headers
 
 
 _OPENAI = (b'"choices":[]', True, b'data: {"error"', DONE)
@@ -99,6 +101,7 @@ MESSAGES = Dialect(
     b"event: error\ndata: ",
     b'{"type":"message_stop"}\n\n',
     anthropic_error,
+    anthropic_limit_headers,
 )
 
 
@@ -176,7 +179,7 @@ class RelayResponse:
         self._relay, self._order, self._place = relay, order, place
         self._served = Served(order.dialect.path, order.streamed)
         self._began = began
-        headers = {**order.headers, **limit_headers(place.balance)}
+        headers = {**order.headers, **order.dialect.limits(place.balance)}
         self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._begun = False
         self._position = 0

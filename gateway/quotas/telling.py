@@ -1,13 +1,14 @@
-"""How limits are told to clients: OpenAI's headers, the refusal at a limit, JSON. Counts and decides nothing."""
+"""How limits are told to clients: OpenAI's and Anthropic's headers, refusals, JSON. Counts and decides nothing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from gateway.errors import QuotaSpent, RateLimited, Refusal
 from gateway.quotas import OF_A_KEY, TOKENS, Balance, Kind, Meter, Source
 
+ANTHROPIC = "anthropic-ratelimit-"
 _PERIODS = {Kind.TOKENS_PER_DAY: "today", Kind.TOKENS_PER_MONTH: "this month"}
 _UNKNOWN_SECONDS = 2.0  # until one of somebody's requests ends, while nobody can tell
 
@@ -15,18 +16,37 @@ _UNKNOWN_SECONDS = 2.0  # until one of somebody's requests ends, while nobody ca
 def limit_headers(balance: Balance) -> dict[str, str]:
     """OpenAI's `x-ratelimit-*`, for those who have such limits; of two the one that is nearer."""
     headers: dict[str, str] = {}
-    for name, kinds in (("requests", (Kind.REQUESTS_PER_MINUTE,)), ("tokens", TOKENS)):
-        meter = balance.nearest(*kinds)
-        if meter is not None and meter.limit is not None and meter.renews_at is not None:
-            headers[f"x-ratelimit-limit-{name}"] = str(meter.limit)
-            headers[f"x-ratelimit-remaining-{name}"] = str(meter.left)
-            headers[f"x-ratelimit-reset-{name}"] = _duration(meter.renews_at - balance.now)
+    for name, meter, renews_at in _limited(balance):
+        headers[f"x-ratelimit-limit-{name}"] = str(meter.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(meter.left)
+        headers[f"x-ratelimit-reset-{name}"] = _duration(renews_at - balance.now)
     return headers
 
 
+def anthropic_limit_headers(balance: Balance) -> dict[str, str]:
+    """The same, and beside them Anthropic's names: a reset is a moment there."""
+    headers = limit_headers(balance)
+    for name, meter, renews_at in _limited(balance):
+        headers[f"{ANTHROPIC}{name}-limit"] = str(meter.limit)
+        headers[f"{ANTHROPIC}{name}-remaining"] = str(meter.left)
+        headers[f"{ANTHROPIC}{name}-reset"] = f"{datetime.fromtimestamp(renews_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return headers
+
+
+def _limited(balance: Balance) -> Iterator[tuple[str, Meter, int]]:
+    """What is told: name, limit, and when it renews."""
+    for name, kinds in (("requests", (Kind.REQUESTS_PER_MINUTE,)), ("tokens", TOKENS)):
+        meter = balance.nearest(*kinds)
+        if meter is not None and meter.limit is not None and meter.renews_at is not None:
+            yield name, meter, meter.renews_at
+
+
 def refusal_of(balance: Balance, meter: Meter, wait_seconds: float | None) -> Refusal:
-    """Why a request is refused at this limit. `wait_seconds`: until one of theirs ends, where that is known."""
-    told, by_key = limit_headers(balance), meter.source is Source.KEY
+    """Why a request is refused at this limit. `wait_seconds`: until one of theirs ends, where that is known.
+
+    With the headers of every kind of client; who renders it leaves out those of the other kind.
+    """
+    told, by_key = anthropic_limit_headers(balance), meter.source is Source.KEY
     who, have = ("This key", "has") if by_key else ("You", "have")
     if meter.kind in TOKENS:
         renews = datetime.fromtimestamp(meter.renews_at or 0, UTC)

@@ -90,6 +90,9 @@ async def test_tokens_of_a_day_end_and_renew_at_midnight(door):
         "x-ratelimit-limit-tokens": "100",
         "x-ratelimit-remaining-tokens": "0",
         "x-ratelimit-reset-tokens": "12h0m0s",
+        "anthropic-ratelimit-tokens-limit": "100",
+        "anthropic-ratelimit-tokens-remaining": "0",
+        "anthropic-ratelimit-tokens-reset": "2026-11-27T00:00:00Z",
     }
     await one.uses("bob", 5)
     await one.at(2026, 11, 26, 23, 59, 59)
@@ -146,6 +149,9 @@ async def a_hundred_come(one: Door) -> None:
         "x-ratelimit-limit-requests": "10",
         "x-ratelimit-remaining-requests": "0",
         "x-ratelimit-reset-requests": "45s",
+        "anthropic-ratelimit-requests-limit": "10",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": "2026-11-26T12:01:00Z",
     }
     assert "10 requests a minute; ask again in 45 s" in refused[0].message
     assert await one.used("ada") == [0, 0, 10, 10], "what is refused is not counted"

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -124,11 +125,29 @@ async def test_without_tokens_nothing_is_asked_and_the_official_client_does_not_
 
 
 async def test_anthropics_client_reads_it_too(ann: Ann):
-    await ann.may(DAY, 0)
+    await ann.may(DAY, 100_000)
     async with anthropic.AsyncAnthropic(base_url=ann.gateway.url, api_key=ann.key, max_retries=2) as client:
+        for streamed in (False, True):
+            answer = await client.messages.with_raw_response.create(**HELLO, max_tokens=5, stream=streamed)
+            told = answer.headers
+            assert told["anthropic-ratelimit-tokens-limit"] == told["x-ratelimit-limit-tokens"] == "100000"
+            assert told["anthropic-ratelimit-tokens-remaining"] == told["x-ratelimit-remaining-tokens"]
+            reset = datetime.fromisoformat(told["anthropic-ratelimit-tokens-reset"])
+            assert reset.time().isoformat() == "00:00:00" and (reset - datetime.now(UTC)).total_seconds() <= 86_400
+            assert "anthropic-ratelimit-requests-limit" not in told
+            if streamed:
+                async for _ in await answer.parse():
+                    pass
+        await ann.may(DAY, 0)
         with pytest.raises(anthropic.RateLimitError, match="tokens today") as refused:
             await client.messages.create(**HELLO, max_tokens=5)
     assert refused.value.body["error"]["type"] == "rate_limit_error"
+    assert refused.value.response.headers["anthropic-ratelimit-tokens-remaining"] == "0"
+    async with ann.http() as http:
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            body = HELLO if "chat" in path else {"input": "hello"}
+            answer = await http.post(path, json=body)
+            assert answer.status_code == 429 and not [name for name in answer.headers if name.startswith("anthropic-")]
 
 
 async def test_requests_of_a_minute_end_with_the_time_to_wait_and_every_answer_says_what_is_left(ann: Ann):
