@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from websockets.asyncio.client import connect
 
 from tests.fake_worker import FakeWorker
 from tests.gateway_process import GatewayProcess
@@ -170,6 +171,12 @@ async def test_little_memory_or_disk_that_it_is_told_of(open_desk, tmp_path: Pat
     await tell(0.96, "disk")()
     await desk.until({"disk": "full"})
     assert "disk is nearly full" in (await desk.refusal(*ROUTES[0]))[0]
+    url = desk.gateway.url.replace("http", "ws", 1) + "/v1/responses"
+    async with connect(url, additional_headers={"authorization": desk.http.headers["authorization"]}) as connection:
+        for flex in ({"service_tier": "flex"}, {}):
+            await connection.send(json.dumps({"type": "response.create", "input": "hello", **flex}))
+            refused = json.loads(await connection.recv())
+            assert (refused["type"], refused["status"], refused["error"]["code"]) == ("error", 503, "overloaded")
     await tell(0.5)()
     await desk.until({})
 

@@ -4,9 +4,13 @@ import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from gateway.admission import Ticket
+from gateway.admission.line import Capacity, Line
+from gateway.admission.queue import FairQueue
 from gateway.errors import Overloaded, StorageDown
 from gateway.machine import Machine, file_limit, raise_file_limit
 from gateway.overload import RESOURCES, SLOW_IN_A_ROW, Ladder, Resource, Rung, measuring
@@ -78,6 +82,32 @@ def test_a_refusal_says_when_to_come_again_in_both_units():
         ladder.check(flex=False)
     assert (refused.value.status, refused.value.code, refused.value.type) == (503, "overloaded", "server_error")
     assert refused.value.headers == {"retry-after": "5", "retry-after-ms": "5000"}
+
+
+class LineReached(Exception):
+    pass
+
+
+class NoLine:
+    async def step(self, *args: object, **options: object) -> None:
+        raise LineReached
+
+
+@pytest.mark.parametrize(
+    ("taken", "ticket"),
+    [
+        (False, Ticket("ada", 1, 1)),
+        (False, Ticket("ada", 1, 1, flex=True)),
+        (True, Ticket("ada", 1, 1, promised=True)),
+        (True, Ticket("ada", 1, 1, accepted=True)),
+    ],
+)
+async def test_what_was_taken_before_comes_into_the_line_all_the_same(taken: bool, ticket: Ticket):
+    ladder = Ladder(nothing)
+    ladder.take({"memory": 1.0})
+    queue = FairQueue(cast(Line, NoLine()), lambda: Capacity(1), ladder)
+    with pytest.raises(LineReached if taken else Overloaded):
+        await queue.enqueue(ticket)
 
 
 async def test_one_slow_answer_is_no_slow_storage_and_one_that_is_away_is_none_either():
