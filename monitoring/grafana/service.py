@@ -83,7 +83,10 @@ SERVICE = Dashboard(
         Panel(
             "How even · 公平指数",
             "Jain's index of the last minute among people who always had something waiting: 1 is all alike.",
-            [("max(deskmate_fairness_jain)", "even · 公平"), ("max(deskmate_fairness_largest_share)", "largest · 最大")],
+            [
+                ("max(deskmate_fairness_jain)", "even · 公平"),
+                ("max(deskmate_fairness_largest_share)", "largest · 最大"),
+            ],
             unit="percentunit",
             maximum=1,
         ),
