@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ CPU_STEP_SECONDS, CUDA_STEP_SECONDS = 0.5, 0.15  # so long, about, do new prompt
 CPU_STEP_TOKENS, CUDA_STEP_TOKENS = (128, 2048), (512, 8192)
 LONG_PROMPT_SHARE = 2  # one prompt takes at most this part of a step, so that a short one beside it is read at once
 # Reading a token costs so many seconds of a core and so many operations for each parameter: measured with 135 M and
-# 1.5 B parameters on AVX-512 with BF16 (500 and 190 tokens/s on two cores). Without BF16 three times as long, a guess.
-CPU_TOKEN_SECONDS, CPU_FLOPS, CPU_SLOWER = 3.4e-3, 3.65e11, 3
+# 1.5 B parameters on AVX-512 with BF16 (500 and 190 tokens/s on two cores).
+CPU_TOKEN_SECONDS, CPU_FLOPS = 3.4e-3, 3.65e11
+# So many times as long take AVX-512 without BF16 (a guess), AVX2 with 32 and with 16 bits (150 and 50 tokens/s).
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+CPU_WIDENED, CPU_WIDE, CPU_EMULATED = 3, 3, 10
+CPU_WIDE_ROOM_BYTES = 2 * GIB  # that must be left beside the weights for their twice as large KV cache
 # Dense 16-bit operations a second of a generation's smaller cards, by NVIDIA's data sheets, and what comes out of it.
 CUDA_FLOPS = {(7, 5): 65e12, (8, 0): 165e12, (8, 6): 50e12, (8, 9): 60e12, (9, 0): 750e12, (10, 0): 1500e12}
 CUDA_OTHER_FLOPS, CUDA_EFFICIENCY = 100e12, 0.4
@@ -145,7 +149,7 @@ def plan(hardware: Hardware, model: Model, wishes: Wishes) -> Plan:
     thoughts = chosen(parsers.of_thoughts(model, wishes.reasoning_parser), "reasoning", side.notes)
     note_template(model, side.notes)
     return Plan(
-        model=model,
+        model=side.model,
         device=side.device,
         dtype=side.dtype,
         capacity=side.capacity,
@@ -187,8 +191,9 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What the CPU or the card decides."""
+    """What the CPU or the card decides. `model`: with its weights as they are loaded."""
 
+    model: Model
     device: Device
     dtype: str
     capacity: Capacity
@@ -302,17 +307,18 @@ def whole_blocks(kv_bytes: int, bytes_per_token: int, block_tokens: int) -> int:
 def plan_cpu(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     notes = Notes()
     notes.add("device", "cpu", cpu_reason(hardware))
-    notes.add("dtype", "bfloat16", bfloat16_reason(hardware))
+    dtype, model = cpu_dtype(hardware, model, notes)
     seats = seats_of(wishes, CPU_SEATS, "enough for a roomful of people; more share the same cores", notes)
-    bytes_per_token = model.kv_values_per_token * 2
+    bytes_per_token = model.kv_values_per_token * (4 if dtype == "float32" else 2)
     kv_bytes = cpu_kv_bytes(hardware, model, seats, bytes_per_token, wishes, notes)
     kv_tokens = whole_blocks(kv_bytes, bytes_per_token, 128)
     context = context_of(model, wishes, kv_tokens, notes)
     notes.add("KV tokens", kv_tokens, f"{gib(kv_bytes)} at {bytes_per_token} bytes per token, in blocks of 128")
-    rate = 1 / cpu_token_seconds(hardware, model)
+    rate = 1 / cpu_token_seconds(hardware, model, dtype)
     return Side(
+        model=model,
         device=Device("cpu", hardware.processor, hardware.memory_bytes, hardware.cores),
-        dtype="bfloat16",
+        dtype=dtype,
         capacity=Capacity(context, seats, kv_tokens, kv_bytes, 128),
         step_tokens=step_tokens(rate, CPU_STEP_SECONDS, CPU_STEP_TOKENS, seats, notes),
         flags=eager_flags(wishes, notes),
@@ -321,9 +327,14 @@ def plan_cpu(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     )
 
 
-def cpu_token_seconds(hardware: Hardware, model: Model) -> float:
+def cpu_token_seconds(hardware: Hardware, model: Model, dtype: str) -> float:
     """An estimate of the time that reading one token of a prompt takes."""
-    slower = 1 if hardware.processor_flags & {"avx512_bf16", "amx_bf16"} else CPU_SLOWER
+    if hardware.processor_flags & BFLOAT16_FLAGS:
+        slower = 1
+    elif "avx512f" in hardware.processor_flags:
+        slower = CPU_WIDENED
+    else:
+        slower = CPU_WIDE if dtype == "float32" else CPU_EMULATED
     return slower * (CPU_TOKEN_SECONDS + 2 * model.weights.parameters / CPU_FLOPS) / hardware.cores
 
 
@@ -333,12 +344,25 @@ def cpu_reason(hardware: Hardware) -> str:
     return f"no NVIDIA card found; {hardware.cores} cores of {hardware.processor}"
 
 
-def bfloat16_reason(hardware: Hardware) -> str:
-    if "avx512_bf16" in hardware.processor_flags or "amx_bf16" in hardware.processor_flags:
-        return "the processor computes with it"
+def cpu_dtype(hardware: Hardware, model: Model, notes: Notes) -> tuple[str, Model]:
+    """Also the model as it is loaded then: with 32 bits its weights take twice the memory."""
+    narrow, weights = "bfloat16", model.weights
+    if hardware.processor_flags & BFLOAT16_FLAGS:
+        notes.add("dtype", narrow, "the processor computes with it")
+        return narrow, model
     if "avx512f" in hardware.processor_flags:
-        return "half the memory of 32 bits; the processor widens it (AVX-512 without BF16: slower)"
-    return "half the memory of 32 bits; the processor has no AVX-512: expect it to be slow"
+        notes.add("dtype", narrow, "half the memory of 32 bits; the processor widens it (AVX-512 without BF16: slower)")
+        return narrow, model
+    wide_bytes = 4 * weights.parameters
+    left = hardware.available_bytes - wide_bytes - CPU_OVERHEAD_BYTES
+    if weights.loaded_bytes != 2 * weights.parameters or left < CPU_WIDE_ROOM_BYTES:
+        wanted = gib(wide_bytes + CPU_OVERHEAD_BYTES + CPU_WIDE_ROOM_BYTES)
+        notes.add("dtype", narrow, "the processor has no AVX-512 and has to emulate it; with 32 bits prompts would be "
+                  f"read three times as fast, but that wants {wanted} and weights that are not quantised")  # fmt: skip
+        return narrow, model
+    notes.add("dtype", "float32", "the processor has no AVX-512 and would have to emulate 16 bits: prompts are read "
+              "three times as fast, for twice the memory")  # fmt: skip
+    return "float32", replace(model, weights=replace(weights, loaded_bytes=wide_bytes))
 
 
 def cpu_kv_bytes(
@@ -419,6 +443,7 @@ def plan_cuda(hardware: Hardware, model: Model, wishes: Wishes) -> Side:
     why = f"{kv_tokens} KV tokens at {LIVELY_TOKENS} per conversation, within {least} to {most}"
     seats = seats_of(wishes, usual, why, notes)
     return Side(
+        model=model,
         device=Device("cuda", card.name, card.total_bytes, hardware.cores),
         dtype=dtype,
         capacity=Capacity(context, seats, kv_tokens, kv_bytes, 16),

@@ -33,7 +33,7 @@ LIGHT_SHARE = 0.15  # of the tokens that the engine can write
 PROMPT, OUTPUT = 128, 64
 LIGHT_PROMPT, LIGHT_OUTPUT = (32, 128), (16, 32)
 LONG = 1024  # tokens of a prompt whose reading is timed
-CALIBRATE_SECONDS, SECONDS, PAIR_SECONDS, WARM_SECONDS = 15.0, 70.0, 40.0, 10.0
+CALIBRATE_SECONDS, SECONDS, PAIR_SECONDS, WARM_SECONDS = 12.0, 50.0, 30.0, 8.0
 SHARES = (0.5, 0.95, 0.99)
 
 

@@ -162,6 +162,31 @@ def test_too_little_memory_is_refused_with_the_numbers(available_gib: float) -> 
         plan(replace(DESK, available_bytes=int(available_gib * GIB)), QWEN_1_5B, Wishes())
 
 
+OLD = replace(DESK, processor_flags=frozenset({"avx2"}))
+
+
+def test_a_processor_without_avx_512_computes_with_32_bits_where_they_fit() -> None:
+    made = plan(OLD, DEMO, Wishes())
+    assert flag(made, "--dtype") == made.dtype == "float32"
+    assert made.to_json()["model"]["weight_bytes"] == 4 * 134_515_008
+    assert made.capacity.kv_tokens == 46592  # for as many as with 16 bits
+    assert made.capacity.kv_bytes == 2 * GIB
+    assert "three times as fast" in reason(made, "dtype")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model"),
+    [
+        (replace(OLD, available_bytes=6 * GIB), QWEN_1_5B),
+        (OLD, replace(DEMO, weights=Weights(134_515_008, 80_000_000))),
+        (replace(DESK, processor_flags=frozenset({"avx512f"})), DEMO),
+    ],
+    ids=["no room", "quantised", "AVX-512"],
+)
+def test_else_it_computes_with_16_bits(hardware: Hardware, model: Model) -> None:
+    assert plan(hardware, model, Wishes()).dtype == "bfloat16"
+
+
 def test_the_demo_fits_a_machine_with_four_gibibytes_free() -> None:
     assert plan(replace(DESK, available_bytes=4 * GIB), DEMO, Wishes()).capacity.context_tokens == 8192
 
