@@ -85,18 +85,21 @@ class FairQueue:
             while True:
                 if not self._registered:
                     await self._register()
+                if not place.seated:
+                    self._waiting[place.id] = place  # the reply to another step may tell of its seat before this one
                 try:
                     seats, place.balance = await self._line.join(self._capacity(), place.id, ticket, how)
                     break
                 except Lost:
                     self._registered = False
-        except (Busy, QuotaSpent):
-            raise  # it did not come into the line
-        except BaseException:
-            self._left[place.id] = (0, 0)  # whether it came into the line is not known
-            self._wake.set()
+                    self._waiting.pop(place.id, None)
+        except BaseException as fault:
+            self._waiting.pop(place.id, None)
+            self._seated.pop(place.id, None)
+            if not isinstance(fault, Busy | QuotaSpent):
+                self._left[place.id] = (0, 0)  # whether it came into the line is not known
+                self._wake.set()
             raise
-        self._waiting[place.id] = place
         self._give(seats)
         if not place.seated:
             self._look_at = min(self._look_at, time.monotonic() + FIRST_LOOK_SECONDS)
@@ -124,6 +127,8 @@ class FairQueue:
             if (place := self._waiting.pop(id, None)) is not None:
                 self._seated[id] = place
                 place.take_seat()
+            elif id not in self._seated:
+                self._left.setdefault(id, (0, 0))  # whoever wanted it has gone
 
     # the lease --------------------------------------------------------------------------------------------------------
     async def _forever(self) -> None:
