@@ -26,7 +26,7 @@ from gateway.errors import BadRequest, NotFound, Refusal, Unavailable
 from gateway.machine import raise_file_limit
 from gateway.migrations import UnusableData, bring_forward
 from gateway.quotas import OF_A_KEY, Allowance, Balance, Kind, Quotas, Source, Wish
-from gateway.quotas.asked import of_a_key, of_a_person, wish
+from gateway.quotas.asked import of_a_key, of_a_person, weight, wish
 from gateway.quotas.store import RedisQuotas
 from gateway.quotas.telling import managed
 from gateway.redis_client import RedisClient
@@ -175,6 +175,16 @@ async def limits_of_user(parts: Parts, asked: argparse.Namespace) -> None:
     _print_limits(await parts.quotas.balance(person.id), Source.PERSON, asked.json)
 
 
+async def weight_of_user(parts: Parts, asked: argparse.Namespace) -> None:
+    person = await _named(parts, asked.name)
+    if asked.weight is not None:
+        await parts.quotas.set_weight(person.id, weight(asked.weight))
+    now = await parts.quotas.weight(person.id)
+    print(
+        _json({"weight": now}) if asked.json else f"{person.name} has the weight {now:g} in the line; everybody's is 1"
+    )
+
+
 async def limits_of_key(parts: Parts, asked: argparse.Namespace) -> None:
     key, wishes = await parts.keys.get(asked.id), of_a_key(_wishes(asked))
     if key is None:
@@ -297,6 +307,10 @@ def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     limits = _add(commands, "limits", limits_of_user, "what a person may use and has used; with options, set it")
     limits.add_argument("name")
     _add_limits(limits, Kind)
+    line = _add(commands, "weight", weight_of_user, "a person's weight in the line; with a number, set it")
+    line.add_argument("name")
+    line.add_argument("weight", type=float, nargs="?", metavar="N", help="0.1 to 10; twice the weight, twice the share")
+    line.add_argument("--json", action="store_true", help=FOR_PROGRAMS)
     link = _add(commands, "link", link_user, "print a one-time link that signs a person in, good for a day")
     who = link.add_mutually_exclusive_group(required=True)
     who.add_argument("name", nargs="?")

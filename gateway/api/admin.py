@@ -14,7 +14,7 @@ from gateway.auth.principal import Role, Scope
 from gateway.body import checked, parse_json
 from gateway.errors import BadRequest, NotFound
 from gateway.quotas import Quotas, Source
-from gateway.quotas.asked import of_a_key, of_a_person
+from gateway.quotas.asked import of_a_key, of_a_person, of_a_weight
 from gateway.quotas.telling import managed
 
 LONGEST_KEY_NAME = 128
@@ -84,6 +84,19 @@ def router(authenticator: Authenticator, links: Links, quotas: Quotas, end_answe
         person, wishes = await _person(id), of_a_person(parse_json(await request.body()))
         await quotas.set(person.id, wishes)
         return await _limits(person)
+
+    @router.get("/users/{id}/weight")
+    async def show_weight(id: str) -> Response:
+        return await _weight(await _person(id))
+
+    @router.post("/users/{id}/weight")
+    async def set_weight(id: str, request: Request) -> Response:
+        person, wished = await _person(id), of_a_weight(parse_json(await request.body()))
+        await quotas.set_weight(person.id, wished)
+        return await _weight(person)
+
+    async def _weight(person: Person) -> Response:
+        return JSONResponse({"weight": await quotas.weight(person.id)})
 
     @router.get("/keys")
     async def list_keys() -> Response:

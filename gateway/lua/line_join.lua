@@ -3,7 +3,8 @@
 -- their minute what is not.
 --
 -- KEYS   none; reads and writes dm:line:* and dm:used:*, reads dm:limits:*
--- ARGV   1-5 as in parts/line.lua, then id, person, class (inter or flex), prompt tokens, most output tokens, weight,
+-- ARGV   1-5 as in parts/line.lua, then id, person, class (inter or flex), prompt tokens, most output tokens, weight
+--        of a person who has none of their own,
 --        how (new; promised: its answer has begun; seated: it is in flight, and we were taken for dead), the longest line
 --        of a person, the longest wait (ms), key or "", what was counted of it before (nothing; request: it was accepted
 --        and is neither refused nor counted again; prompt: that was read and paid for, too), the installation's limits (4;
@@ -17,7 +18,7 @@ local id, how, most, longest = ARGV[6], ARGV[12], tonumber(ARGV[13]), tonumber(A
 local key, counted = ARGV[15] ~= '' and ARGV[15] or nil, ARGV[16]
 local request = {
   who = ARGV[7], class = ARGV[8], gateway = gateway, prompt = tonumber(ARGV[9]), max = tonumber(ARGV[10]),
-  weight = tonumber(ARGV[11]), since = now, charged = 0, produced = 0, key = key, read = counted == 'prompt' or nil,
+  weight = tonumber(redis.call('HGET', 'dm:limits:' .. ARGV[7], 'weight') or ARGV[11]), since = now, charged = 0, produced = 0, key = key, read = counted == 'prompt' or nil,
 }
 local balance = {}
 

@@ -23,6 +23,7 @@ class Kind(StrEnum):
 OF_A_KEY = (Kind.TOKENS_PER_DAY, Kind.TOKENS_PER_MONTH, Kind.REQUESTS_PER_MINUTE)
 TOKENS = (Kind.TOKENS_PER_DAY, Kind.TOKENS_PER_MONTH)
 MOST = 10**15  # a limit above it is none
+USUAL_WEIGHT, WEIGHTS = 1.0, (0.1, 10.0)  # of a person in the line: twice the weight, twice the share
 
 
 class Source(StrEnum):
@@ -94,4 +95,12 @@ class Quotas(Protocol):
 
     async def set(self, id: str, wishes: Mapping[Kind, Wish], expires_at: int | None = None) -> None:
         """Limits of a person, or of a key that expires then; others stay. They hold from the next request on."""
+        ...
+
+    async def weight(self, person: str) -> float:
+        """Of a person in the line."""
+        ...
+
+    async def set_weight(self, person: str, weight: float) -> None:
+        """From the next request on."""
         ...

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.errors import BadRequest, UnknownParameter
-from gateway.quotas import MOST, OF_A_KEY, Kind, Wish
+from gateway.quotas import MOST, OF_A_KEY, WEIGHTS, Kind, Wish
 
 
 def of_a_person(asked: Mapping[str, Any]) -> dict[Kind, Wish]:
@@ -26,6 +26,21 @@ def wish(text: str) -> Wish:
     if not text.isdecimal() or not text.isascii() or int(text) > MOST:
         raise ValueError
     return int(text)
+
+
+def weight(asked: Any) -> float:
+    """Of a person in the line. Raises BadRequest."""
+    least, most = WEIGHTS
+    if type(asked) not in (int, float) or not least <= asked <= most:
+        raise BadRequest(f"'weight' must be a number from {least:g} to {most:g}; 1 is everybody's.", param="weight")
+    return float(asked)
+
+
+def of_a_weight(asked: Mapping[str, Any]) -> float:
+    """`{"weight": 2}`. Raises BadRequest."""
+    if set(asked) != {"weight"}:
+        raise BadRequest('The body must be {"weight": a number}.', param="weight")
+    return weight(asked["weight"])
 
 
 def _wishes(asked: Mapping[str, Any], kinds: Sequence[Kind]) -> dict[Kind, Wish]:

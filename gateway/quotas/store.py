@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gateway.quotas import Allowance, Balance, Kind, Wish
+from gateway.quotas import USUAL_WEIGHT, Allowance, Balance, Kind, Wish
 from gateway.quotas.packing import balance_of, limits_of
 from gateway.redis_client import Argument, RedisClient
 
@@ -23,3 +23,10 @@ class RedisQuotas:
         for kind, wish in wishes.items():
             pairs += (kind, "" if wish == "default" else wish)
         await self._redis.run("set_limits", [f"dm:limits:{id}"], [expires_at or "", *pairs])
+
+    async def weight(self, person: str) -> float:
+        return float(await self._redis.call("HGET", f"dm:limits:{person}", "weight") or USUAL_WEIGHT)
+
+    async def set_weight(self, person: str, weight: float) -> None:
+        usual = weight == USUAL_WEIGHT
+        await self._redis.run("set_limits", [f"dm:limits:{person}"], ["", "weight", "" if usual else weight])

@@ -13,6 +13,8 @@ import pytest
 from gateway.admission import Fairness, Ticket
 from gateway.admission.line import Capacity, How, Line, Lost
 from gateway.errors import Busy
+from gateway.quotas import UNLIMITED
+from gateway.quotas.store import RedisQuotas
 from gateway.redis_client import RedisClient
 from tests.line_model import Model, ModelLine
 from tests.line_simulation import Job, World, percentile
@@ -106,6 +108,14 @@ async def test_who_was_served_least_is_next_and_ones_own_come_in_their_order(des
     assert places[light] == 1 and [places[id] for id in more] == [2, 3, 4]
     await desk.leave(running)
     assert await desk.seated() == {light}
+
+
+async def test_a_person_has_the_weight_that_was_set_for_them(desk: Desk):
+    await RedisQuotas(desk.line.redis, UNLIMITED).set_weight("ada", 4.0)
+    await desk.leave(await desk.join("ada", prompt=100, most=1000), tokens=300)
+    await desk.leave(await desk.join("bob", prompt=100, most=1000), tokens=300)
+    assert await desk.counter("ada") == (100 + 2 * 300) / 4
+    assert await desk.counter("bob") == 100 + 2 * 300
 
 
 async def test_among_equals_who_came_first_is_first(desk: Desk):

@@ -257,6 +257,22 @@ async def test_administrators_show_and_set_limits_of_people_and_keys(ann: Ann):
         assert (await http.get("/admin/keys/key_none/limits")).status_code == 404
 
 
+async def test_administrators_set_how_much_of_the_engine_a_persons_share_is(ann: Ann):
+    admin = await ann.gateway.key("an automation", frozenset({Scope.ADMIN}))
+    headers = {"authorization": f"Bearer {admin}"}
+    async with httpx2.AsyncClient(base_url=ann.gateway.url, headers=headers, timeout=30) as http:
+        path = f"/admin/users/{ann.id}/weight"
+        assert (await http.get(path)).json() == {"weight": 1}
+        assert (await http.post(path, json={"weight": 2.5})).json() == (await http.get(path)).json() == {"weight": 2.5}
+        assert (await http.post(path, json={"weight": 1})).json() == {"weight": 1}
+        for wrong in ({"weight": 0}, {"weight": 11}, {"weight": True}, {"weight": "2"}, {}, {"weight": 2, "more": 1}):
+            refused = await http.post(path, json=wrong)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "weight"
+        assert (await http.get(f"/admin/users/{ann.key_id}/weight")).status_code == 404
+        told = await asyncio.to_thread(ann.gateway.command, "user", "weight", ann.name, "3")
+        assert "has the weight 3" in told and (await http.get(path)).json() == {"weight": 3}
+
+
 def still(answer: dict[str, Any]) -> dict[str, Any]:
     """What does not change with the clock."""
     rows = {kind: answer[kind] for kind in Kind}

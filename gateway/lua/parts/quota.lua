@@ -3,6 +3,7 @@
 --
 --   dm:limits:{id}  HASH  tokens_per_day, tokens_per_month, requests_per_minute, concurrency: a number, or none (no limit).
 --                         What is not there is the installation's for a person, and no limit for a key
+--                         weight: of a person in the line; without it what the request says
 --   dm:used:{id}    HASH  day, month, minute: which one it is; day_tokens, month_tokens, minute_requests: used in it
 local KINDS = {'tokens_per_day', 'tokens_per_month', 'requests_per_minute', 'concurrency'}
 local USED_SECONDS = 40 * 86400 -- longer than any month
