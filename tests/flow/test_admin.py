@@ -42,6 +42,8 @@ ROUTES = [
     ("POST", "/admin/users/{user}/link", None),
     ("GET", "/admin/users/{user}/limits", None),
     ("POST", "/admin/users/{user}/limits", {"tokens_per_day": 5}),
+    ("GET", "/admin/users/{user}/weight", None),
+    ("POST", "/admin/users/{user}/weight", {"weight": 10}),
     ("GET", "/admin/keys/{key}/limits", None),
     ("POST", "/admin/keys/{key}/limits", {"tokens_per_day": 5}),
     ("GET", "/admin/keys", None),
