@@ -54,15 +54,23 @@ async def left(queue: FairQueue) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_seat_that_is_told_before_the_reply_to_the_join_is_taken(line: SlowLine, queue: FairQueue):
+async def joined_behind_one_that_leaves(line: SlowLine, queue: FairQueue) -> asyncio.Task:  # type: ignore[type-arg]
+    """Somebody who waits for the reply to their join; the reply to the other's leaving has told of their seat."""
     line.arrives.set()
     first = await queue.enqueue(Ticket("ada", 10, 10))
     line.arrives.clear()
     line.joined.clear()
     coming = asyncio.create_task(queue.enqueue(Ticket("bob", 10, 10)))
     await line.joined.wait()
-    await first.release(1)  # the reply to this one tells of bob's seat
-    await asyncio.sleep(0.6)  # and Redis was told that it was heard
+    await first.release(1)
+    return coming
+
+
+async def test_a_seat_that_is_told_before_the_reply_to_the_join_is_taken(line: SlowLine, queue: FairQueue):
+    coming = await joined_behind_one_that_leaves(line, queue)
+    async with asyncio.timeout(10):
+        while await line.redis.call("EXISTS", "dm:line:granted:gw_one"):  # noqa: ASYNC110 - it stands in Redis
+            await asyncio.sleep(0.01)
     line.arrives.set()
     second = await coming
     await seated(second)
@@ -72,13 +80,7 @@ async def test_a_seat_that_is_told_before_the_reply_to_the_join_is_taken(line: S
 
 
 async def test_whoever_gives_up_before_the_reply_leaves_nothing_behind(line: SlowLine, queue: FairQueue):
-    line.arrives.set()
-    first = await queue.enqueue(Ticket("ada", 10, 10))
-    line.arrives.clear()
-    line.joined.clear()
-    coming = asyncio.create_task(queue.enqueue(Ticket("bob", 10, 10)))
-    await line.joined.wait()
-    await first.release(1)
+    coming = await joined_behind_one_that_leaves(line, queue)
     coming.cancel()
     await asyncio.wait([coming])
     await left(queue)
