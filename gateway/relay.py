@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from gateway.admission import Admission, Place, Ticket
+from gateway.admission import Admission, Place, Ticket, Waiting
 from gateway.auth.principal import Principal
 from gateway.engine import Engine, Upstream
 from gateway.errors import EngineLost, PromptRefused, Refusal
@@ -24,7 +24,7 @@ from gateway.quotas import Balance
 from gateway.quotas.telling import anthropic_limit_headers, limit_headers
 from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
-from gateway.waited import headers_of
+from gateway.waited import comment_of, headers_of, is_news
 
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
 RELEASE_SECONDS = 5.0
@@ -182,7 +182,8 @@ class RelayResponse:
         headers = {**order.headers, **order.dialect.limits(place.balance)}
         self._head: list[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._begun = False
-        self._position = 0
+        self._waiting = Waiting(0, None)
+        self._waited_at = 0.0  # when that was heard
         self._moved = asyncio.Event()
         self._patience: asyncio.TimerHandle | None = None
         self._comments: asyncio.Task[None] | None = None
@@ -212,8 +213,8 @@ class RelayResponse:
 
     async def _seat(self) -> None:
         async for waiting in self._place.wait():
-            if waiting.position != self._position:
-                self._position = waiting.position
+            if is_news(waiting, self._waiting, time.monotonic() - self._waited_at):
+                self._waiting, self._waited_at = waiting, time.monotonic()
                 self._served.place = self._served.place or waiting.position
                 self._moved.set()
         self._served.queue_seconds = time.monotonic() - self._began
@@ -299,14 +300,12 @@ class RelayResponse:
             self._comments = None
 
     async def _comment(self, send: Send) -> None:
-        """Say each change of place and, every ten seconds, that somebody is still there; also during a long prefill."""
+        """Say what is new of the place and, every ten seconds, that somebody is there; also during a long prefill."""
         await self._begin(send)
-        said: int | None = None
+        said: Waiting | None = None
         while True:
-            comment = HEARTBEAT
-            if self._position != said:
-                said = self._position
-                comment = b": queued, place %d\n\n" % said if said else b": seated\n\n"
+            comment = HEARTBEAT if self._waiting is said else comment_of(self._waiting)
+            said = self._waiting
             self._moved.clear()
             await send({"type": "http.response.body", "body": comment, "more_body": True})
             try:

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from gateway import compaction
-from gateway.admission import Place, Waiting
+from gateway.admission import Place
 from gateway.context import Prompt, TurnRequest, build_prompt, formed
 from gateway.engine import ChatChunk, Engine, EngineState, ModelFacts
 from gateway.errors import ContextLengthExceeded, EngineAway, EngineError, EngineLost
@@ -24,9 +24,9 @@ from gateway.events import Compacted, Delta, Finished, Form, Progress, Queued, T
 from gateway.prompt import Message, Window, current, has_pictures
 from gateway.said import Said
 from gateway.speech import Speech
+from gateway.waited import is_news
 
 RELEASE_SECONDS = 5.0
-NEWS_SECONDS, NEWS_PART = 2.0, 0.25  # so far off what was told of a wait is told anew
 AWAY_SECONDS = 600.0  # how long an answer waits for an engine that is away
 AWAY_PAUSE_SECONDS = 0.2  # between two tries on an engine that is there but takes nothing: it drains
 MOST_LOSSES = 3  # engines that may break on one and the same token: the request itself may be what breaks them
@@ -87,15 +87,6 @@ async def _wait(place: Place, engine: Engine) -> AsyncIterator[TurnEvent]:
         if told is None or is_news(waiting, told, time.monotonic() - told_at):
             told, told_at = waiting, time.monotonic()
             yield Queued(waiting.position, waiting.eta_seconds)
-
-
-def is_news(now: Waiting, told: Waiting, seconds: float) -> bool:
-    """Whether another place, or another wait than that which was told `seconds` ago and has gone by since."""
-    if now.position != told.position or now.eta_seconds is None:
-        return now.position != told.position
-    if told.eta_seconds is None:
-        return True
-    return abs(now.eta_seconds - (told.eta_seconds - seconds)) > max(NEWS_SECONDS, NEWS_PART * now.eta_seconds)
 
 
 async def _make_short(

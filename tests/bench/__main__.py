@@ -30,6 +30,7 @@ from pathlib import Path
 from deploy.home import home_of
 from tests.bench.backup import drill
 from tests.bench.cancels import cancels
+from tests.bench.fair_engine import Size
 from tests.bench.fairness import measured, simulated
 from tests.bench.load import Job, Result
 from tests.bench.long_prompt import step
@@ -253,6 +254,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="what a real worker serves (default: the demo model)")
     parser.add_argument("--upstream", help="a vLLM that runs already, instead of one of our own: HOST:PORT")
     parser.add_argument("--seats", type=int, default=10, help="how many that vLLM has, for `fairness`")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each run of `fairness`; its full form has 90")
+    parser.add_argument("--parallel", type=int, default=32, help="requests of FS1's heavy person in `fairness`")
+    parser.add_argument("--only", metavar="FS1,FS2", help="these workloads of `fairness`")
     parser.add_argument("--simulate", action="store_true", help="`fairness` in virtual time, --rounds seeds of it")
     parser.add_argument("--json", action="store_true", help="print the lines as a JSON list")
     parser.add_argument("--write", action="store_true", help="also write docs/bench-NAME.md")
@@ -284,8 +288,10 @@ def main() -> int:
 def fairness(asked: argparse.Namespace) -> list[str]:
     if asked.simulate:
         return simulated(asked.rounds, write=asked.write)
+    only = asked.only.split(",") if asked.only else ()
+    size = Size(asked.seats, asked.rounds, asked.seconds, asked.parallel, only)
     with worker_of(asked, asked.seats) as upstream:
-        return measured(upstream, asked.seats, asked.rounds, write=asked.write)
+        return measured(upstream, size, write=asked.write)
 
 
 def on_a_worker(asked: argparse.Namespace, bench: Callable[[str, int], Iterator[str]]) -> Iterator[str]:

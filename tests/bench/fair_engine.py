@@ -1,54 +1,49 @@
-"""`bench fairness`: FS1 and FS2 on a real worker, three arms in turn in one run, and the simulation beside them.
+"""`bench fairness`: FS1 to FS11 on a real worker, all arms in turn in one run, and the same in virtual time beside it.
 
-direct      the engine alone: first come, first served
-first-come  through the gateway, everybody with one key: one person's line
-FQ1         through the gateway, everybody as themselves
-
-The simulation gets four figures of this worker, measured before: how long a step takes, what each seat and each token
-of a prompt add to it, and how many tokens of prompts a step may read. Knows the crowd and the stack.
+The simulation gets a few figures of this worker as the gateway reaches it, measured before: how long a step takes, what
+each seat and each token of a prompt add to it, and how many tokens of prompts a step may read. Knows the stack; what is
+played, and which figures that gives, is in `workloads.py`.
 """
 
 import asyncio
 import json
-import random
 import statistics
+import sys
 import urllib.request
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from gateway.admission.line import Capacity
-from tests.bench.crowd import Asked, Crowd
+from tests.bench.cancels import running
+from tests.bench.crowd import Asked, Crowd, Headers, Shape
 from tests.bench.stack import Stack, stack
+from tests.bench.virtual_crowd import VirtualCrowd
+from tests.bench.workloads import (
+    ALONE,
+    DIRECT,
+    FAIR,
+    FIRST_COME,
+    HEAVY,
+    KEYS_OF_THE_HEAVY,
+    ON_W,
+    PEOPLE,
+    WORKLOADS,
+    Played,
+    Row,
+    Setting,
+    Workload,
+)
 from tests.line_model import Model, ModelLine
-from tests.line_simulation import Engine, Job, World, percentile
+from tests.line_simulation import Engine, World
 
-DIRECT, FIRST_COME, FAIR = ARMS = ("direct", "first-come", "FQ1")
-LIGHT = [f"light{number}" for number in range(6)]
-PEOPLE = ["heavy", *LIGHT]
-PARALLEL = 32
-LIGHT_SHARE = 0.15  # of the tokens that the engine can write
-PROMPT, OUTPUT = 128, 64
-LIGHT_PROMPT, LIGHT_OUTPUT = (32, 128), (16, 32)
 LONG = 1024  # tokens of a prompt whose reading is timed
-CALIBRATE_SECONDS, SECONDS, PAIR_SECONDS, WARM_SECONDS = 12.0, 50.0, 30.0, 8.0
-SHARES = (0.5, 0.95, 0.99)
-
-
-@dataclass
-class Found:
-    """Of each arm, a figure for each round."""
-
-    waits: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
-    tokens: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # a second, of everybody
-    apart: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    even: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def wait(self, arm: str, share: float) -> float:
-        """Of all rounds' light people together, in seconds."""
-        return percentile([wait for one in self.waits[arm] for wait in one], share)
+CALIBRATE_SECONDS = 10.0
+QUIET_SECONDS = 20.0  # until the engine has nothing left to do
+COLUMNS = (DIRECT, FIRST_COME, ON_W, FAIR, ALONE)
+VIRTUAL = (FIRST_COME, FAIR)  # that are shown beside them
 
 
 @dataclass(frozen=True)
@@ -58,74 +53,136 @@ class Calibrated:
     longer: float  # tokens of a prompt for each that was asked for: the template's, and words that are more than one
 
 
-def on_engine(upstream: str, seats: int, rounds: int) -> Iterator[str]:
-    more = {"DESKMATE_QUEUE_PER_PERSON": "1024"}
-    with stack(upstream, seats=seats, people=len(PEOPLE), more=more) as on:
-        calibrated, found = asyncio.run(measured(on, seats, rounds))
-    simulated = {arm: simulate(calibrated, seats, arm) for arm in (FIRST_COME, FAIR)}
-    engine = calibrated.engine
+@dataclass(frozen=True)
+class Size:
+    """How much of it: the full form is 90 seconds and 3 rounds. `only`: workloads whose names begin like that."""
+
+    seats: int
+    rounds: int
+    seconds: float
+    parallel: int
+    only: Sequence[str] = ()
+
+    def workloads(self) -> list[Workload]:
+        return [one for one in WORKLOADS if not self.only or one.name.split()[0] in self.only]
+
+
+@dataclass
+class Guests(Crowd):
+    """People of a real stack."""
+
+    on: Stack = field(kw_only=True)
+    before: tuple[float, float] = (0.0, 0.0)  # what the line and the engine had counted
+    after: tuple[float, float] = (0.0, 0.0)
+
+    async def weigh(self, weights: Mapping[str, float]) -> None:
+        for who, weight in weights.items():
+            command = ("user", "weight", f"bench{PEOPLE.index(who)}", f"{weight:g}")
+            await asyncio.to_thread(self.on.command, *command)
+
+    async def kill(self, at: float) -> None:
+        await asyncio.sleep(at - self.now)
+        await asyncio.to_thread(self.on.restart)
+
+    def off(self) -> float:
+        charged, done = (after - before for before, after in zip(self.before, self.after, strict=True))
+        return charged - done
+
+
+def counted(on: Stack) -> tuple[float, float]:
+    """All that the line ever charged, and all that the engine ever did, in weighted tokens. The engine is idle."""
+    with urllib.request.urlopen(f"http://{on.upstream}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    total = lambda name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))  # noqa: E731
+    read = total("prompt_tokens_total") - total("prefix_cache_hits_total")
+    charged = float(on.redis_server.admin("HGET", "dm:line:clock", "served") or 0)
+    return charged, read + 2 * total("generation_tokens_total")
+
+
+def on_engine(upstream: str, size: Size) -> Iterator[str]:
+    keys = [KEYS_OF_THE_HEAVY, *(1 for _ in PEOPLE[1:])]
+    with stack(upstream, seats=size.seats, people=keys, more={"DESKMATE_QUEUE_PER_PERSON": "1024"}) as on:
+        calibrated = asyncio.run(calibrate(on, size.seats))
+        at = Setting(size.seats, calibrated.rate, size.seconds, size.parallel)
+        yield from heading(calibrated, at, size)
+        yield ""
+        yield f"| workload | figure | goal | {' | '.join(COLUMNS)} | reached | simulated: {' | '.join(VIRTUAL)} |"
+        yield "|---" * (5 + len(COLUMNS) + len(VIRTUAL)) + "|"
+        played = asyncio.run(measured(on, at, size))
+    off: dict[str, list[float]] = {arm: [] for arm in VIRTUAL}
+    for workload, real in zip(size.workloads(), played, strict=True):
+        virtual = {row.figure: row.of for row in workload.rows(simulated(workload, calibrated, at))}
+        for row in workload.rows(real):
+            beside = virtual.get(row.figure, {})
+            yield line_of(row, beside)
+            for arm in VIRTUAL:
+                if row.form != "+.2%" and beside.get(arm) and arm in row.of:
+                    off[arm].append(row.of[arm] / beside[arm] - 1)
+    yield ""
+    within = {arm: sum(abs(one) <= 0.2 for one in found) for arm, found in off.items()}
+    told = " and ".join(f"{within[arm]} of {len(found)} of {arm}" for arm, found in off.items())
+    yield from refusals(played)
+    yield f"Figures that simulation and run give alike, within 20 %: {told}."
+
+
+def heading(calibrated: Calibrated, at: Setting, size: Size) -> Iterator[str]:
+    engine, kept = calibrated.engine, Capacity(at.seats).kept
     reading = 1000 * engine.prompt_tokens_a_ms
-    yield f"A real worker with {seats} seats, {Capacity(seats).kept} of them kept: {calibrated.rate:.0f} tokens/s when"
-    yield f"all are taken; a step {engine.overhead_ms:.1f} ms and {engine.token_ms:.2f} ms for each seat, prompts are"
-    yield f"read at {reading:.0f} tokens/s, {engine.step_tokens} of them in a step. FS1: one with {PARALLEL} jobs,"
-    yield f"{len(LIGHT)} light people with {LIGHT_SHARE:.0%}; {rounds} rounds of {SECONDS:.0f} s, FS2"
-    yield f"{PAIR_SECONDS:.0f} s, the first {WARM_SECONDS:.0f} s of each cut; arms in turn."
-    yield ""
-    yield "| what | direct | first-come | FQ1 | simulated first-come | simulated FQ1 |"
-    yield "|---|---|---|---|---|---|"
-    yield from rows(found, simulated)
-    yield ""
-    yield from ratios(found, simulated)
+    yield f"A real worker with {at.seats} seats, {kept} of them kept; with all of them taken {calibrated.rate:.0f} tokens/s."
+    yield f"A step takes {engine.overhead_ms:.1f} ms and {engine.token_ms:.2f} ms for each seat; prompts are read at"
+    yield f"{reading:.0f} tokens/s, {engine.step_tokens} of them in a step. {size.rounds} round(s) of {size.seconds:.0f} s,"
+    yield f"arms in turn; requests of {at.long} + {at.short} tokens, the heavy one of FS1 keeps {at.parallel} under way."
 
 
-def rows(found: Found, simulated: dict[str, World]) -> Iterator[str]:
-    alone = " / ".join(f"{found.wait('alone', share):.2f}" for share in SHARES)
-    for share in SHARES:
-        told = [found.wait(arm, share) for arm in ARMS]
-        told += [percentile(light_waits(world), share) for world in simulated.values()]
-        of_all = f" (alone {alone})" if share == SHARES[0] else ""
-        yield f"| FS1 light TTFT p{share * 100:.0f} s{of_all} | {' | '.join(f'{value:.2f}' for value in told)} |"
-    rates = [statistics.median(found.tokens[arm]) for arm in ARMS] + [written(world) for world in simulated.values()]
-    yield f"| FS1 tokens/s of everybody | {' | '.join(f'{value:.0f}' for value in rates)} |"
-    for what, values, digits in (
-        ("FS2 service difference ÷ cost of a request, at most", found.apart, 2),
-        ("FS2 Jain", found.even, 4),
-    ):
-        told_of_arms = " | ".join(f"{statistics.median(values[arm]):.{digits}f}" for arm in ARMS)
-        yield f"| {what} | {told_of_arms} | – | – |"
+def refusals(everything: Sequence[Played]) -> Iterator[str]:
+    """A figure of requests that were not answered says so."""
+    for played in everything:
+        for arm, people in played.by.items():
+            refused = Counter(one.status for guests in people for one in guests.asked if one.status not in (0, 200))
+            for status, count in refused.items():
+                what = "had no answer (the gateway was down)" if status == -1 else f"were refused with {status}"
+                yield f"{played.name}, {arm}: {count} requests {what}."
 
 
-def ratios(found: Found, simulated: dict[str, World]) -> Iterator[str]:
-    rates = {arm: statistics.median(found.tokens[arm]) for arm in ARMS}
-    p99 = {arm: found.wait(arm, 0.99) for arm in (*ARMS, "alone")}
-    yield (
-        f"Light p99 against first-come ÷ {p99[FIRST_COME] / p99[FAIR]:.0f}, against the engine alone "
-        f"÷ {p99[DIRECT] / p99[FAIR]:.0f}; × {p99[FAIR] / p99['alone']:.1f} of what it is without the heavy one. "
-        f"Throughput ÷ first-come on all seats {rates[FAIR] / rates[FIRST_COME]:.3f}."
-    )
-    off = [f"throughput {rates[arm] / written(world) - 1:+.0%}" for arm, world in simulated.items()]
-    for arm, world in simulated.items():
-        off += [
-            f"{arm} p{s * 100:.0f} {found.wait(arm, s) / percentile(light_waits(world), s) - 1:+.0%}" for s in SHARES
-        ]
-    yield f"Measured against simulated: {', '.join(off)}."
+def line_of(row: Row, virtual: Mapping[str, float]) -> str:
+    cells = [f"{row.of[arm]:{row.form}}" if arm in row.of else "–" for arm in COLUMNS]
+    beside = [f"{virtual[arm]:{row.form}}" if arm in virtual else "–" for arm in VIRTUAL]
+    reached = {None: "–", True: "yes", False: "**no**"}[row.reached]
+    goal = row.goal[0] if row.goal else "–"
+    return f"| {' | '.join((row.workload, row.figure, goal, *cells, reached, *beside))} |"
 
 
 # measured -------------------------------------------------------------------------------------------------------------
-async def measured(on: Stack, seats: int, rounds: int) -> tuple[Calibrated, Found]:
-    found, calibrated = Found(), await calibrate(on, seats)
-    for number in range(rounds):
-        for arm in ARMS[:: 1 if number % 2 == 0 else -1]:
-            await heavy_and_light(on, arm, calibrated.rate, found)
-            await pair(on, arm, found)
-        await heavy_and_light(on, FAIR, calibrated.rate, found, alone=True)
-    return calibrated, found
+async def measured(on: Stack, at: Setting, size: Size) -> list[Played]:
+    everything = {workload: Played(workload.name, at) for workload in size.workloads()}
+    for number in range(size.rounds):
+        for workload, played in everything.items():
+            if number and not workload.again:
+                continue
+            for arm in workload.arms[:: 1 if number % 2 == 0 else -1]:
+                print(f"round {number + 1}: {workload.name}, {arm}", file=sys.stderr, flush=True)
+                played.by.setdefault(arm, []).append(await play(on, workload, arm, at, number))
+    return list(everything.values())
 
 
-def crowd(http: aiohttp.ClientSession, on: Stack, arm: str) -> Crowd:
-    own = {who: {"authorization": f"Bearer {key}"} for who, key in zip(PEOPLE, on.keys, strict=True)}
-    headers = {DIRECT: {}, FIRST_COME: dict.fromkeys(PEOPLE, own["heavy"]), FAIR: own}
-    return Crowd(http, on.model, headers[arm])
+async def play(on: Stack, workload: Workload, arm: str, at: Setting, seed: int) -> Guests:
+    await until_quiet(on)
+    async with session(on, arm) as http:
+        people = guests(http, on, arm, at.seats, seed)
+        people.before = counted(on)
+        await workload.played_in(arm)(people, at)
+    await until_quiet(on)
+    people.after = counted(on)
+    return people
+
+
+def guests(http: aiohttp.ClientSession, on: Stack, arm: str, seats: int, seed: int = 0) -> Guests:
+    own: dict[str, Sequence[Headers]] = {
+        who: [{"authorization": f"Bearer {key}"} for key in keys] for who, keys in zip(PEOPLE, on.keys_of, strict=True)
+    }
+    headers = own if arm in (FAIR, ALONE) else {} if arm == DIRECT else dict.fromkeys(PEOPLE, own[HEAVY][:1])
+    gate = asyncio.Semaphore(seats - Capacity(seats).kept) if arm == ON_W else None
+    return Guests(http, on.model, headers, seed, gate, on=on)
 
 
 def session(on: Stack, arm: str) -> aiohttp.ClientSession:
@@ -134,27 +191,37 @@ def session(on: Stack, arm: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(f"http://{address}", connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
 
+async def until_quiet(on: Stack) -> None:
+    """Nobody sits and nobody waits any more."""
+    async with asyncio.timeout(QUIET_SECONDS), aiohttp.ClientSession() as http:
+        while on.redis_server.admin("HLEN", "dm:line:requests") or await running(http, on):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
 async def calibrate(on: Stack, seats: int) -> Calibrated:
-    async with session(on, DIRECT) as http:
-        people = crowd(http, on, DIRECT)
-        await people.ask("heavy", PROMPT, OUTPUT)  # the first of all is slow
-        single = statistics.median([pace(await people.ask("heavy", PROMPT, OUTPUT)) for _ in range(3)])
-        long = [await people.ask("heavy", LONG, 2) for _ in range(3)]
-        people = crowd(http, on, DIRECT)
-        await people.always("heavy", 2 * seats, PROMPT, OUTPUT, CALIBRATE_SECONDS)
+    prompt, output = 128, 64
+    async with session(on, FIRST_COME) as http:
+        people = guests(http, on, FIRST_COME, seats)
+        await people.ask(HEAVY, prompt, output)  # the first of all is slow
+        single = statistics.median([pace(await people.ask(HEAVY, prompt, output)) for _ in range(3)])
+        long = [await people.ask(HEAVY, LONG, 2) for _ in range(3)]
+        people = guests(http, on, FIRST_COME, seats)
+        await people.always(HEAVY, 2 * seats, Shape.of(prompt, output), CALIBRATE_SECONDS)
     reading = statistics.median(one.prompt / (1000 * ((one.first or 0) - one.came) - single) for one in long)
-    rate = sum(len(one.tokens) for one in people.asked) / max(one.done or 0 for one in people.asked)
-    prompt = statistics.mean(one.prompt for one in people.asked)
+    whole = [one for one in people.asked if one.done]
+    length = statistics.mean(one.prompt for one in whole)
+    start = CALIBRATE_SECONDS / 4
+    served = people.service(HEAVY, start, CALIBRATE_SECONDS) / (CALIBRATE_SECONDS - start)
+    rate = served / (length + 2 * output) * output
     # Of a request's time with all seats taken, what is not the reading of prompts are steps.
-    step = (seats * 1000 * OUTPUT / rate - seats * prompt / reading) / OUTPUT
+    step = (seats * 1000 * output / rate - seats * length / reading) / output
     each = max(0.0, (step - single) / (seats - 1))
-    engine = Engine(single - each, each, reading, step_tokens(on))
-    return Calibrated(engine, rate, prompt / PROMPT)
+    return Calibrated(Engine(single - each, each, reading, step_tokens(on)), rate, length / prompt)
 
 
 def pace(asked: Asked) -> float:
     """Milliseconds between two tokens."""
-    return 1000 * (asked.tokens[-1] - asked.tokens[0]) / (len(asked.tokens) - 1)
+    return 1000 * (asked.tokens[-1] - asked.tokens[0]) / (asked.output - 1)
 
 
 def step_tokens(on: Stack) -> int:
@@ -162,72 +229,18 @@ def step_tokens(on: Stack) -> int:
         return int(json.loads(plan.read())["step_tokens"])
 
 
-async def heavy_and_light(on: Stack, arm: str, rate: float, found: Found, *, alone: bool = False) -> None:
-    async with session(on, arm) as http:
-        people = crowd(http, on, arm)
-        asking = [people.sometimes(who, a_second(rate), LIGHT_PROMPT, LIGHT_OUTPUT, SECONDS) for who in LIGHT]
-        if not alone:
-            asking.append(people.always("heavy", PARALLEL, PROMPT, OUTPUT, SECONDS))
-        await asyncio.gather(*asking)
-    _answered(people)
-    found.waits["alone" if alone else arm].append(people.waits(set(LIGHT), WARM_SECONDS))
-    if not alone:
-        came = sum(WARM_SECONDS <= at < SECONDS for one in people.asked for at in one.tokens)
-        found.tokens[arm].append(came / (SECONDS - WARM_SECONDS))
-
-
-def a_second(rate: float) -> float:
-    """Questions of each light person."""
-    return LIGHT_SHARE * rate / (sum(LIGHT_OUTPUT) / 2) / len(LIGHT)
-
-
-async def pair(on: Stack, arm: str, found: Found) -> None:
-    """Two who always want more, one twice as much as the other."""
-    async with session(on, arm) as http:
-        people = crowd(http, on, arm)
-        await asyncio.gather(
-            people.always("heavy", 16, PROMPT, OUTPUT, PAIR_SECONDS),
-            people.always(LIGHT[0], 32, PROMPT, OUTPUT, PAIR_SECONDS),
-        )
-    _answered(people)
-    cost = statistics.mean(one.prompt for one in people.asked) + 2 * OUTPUT
-    apart = []
-    for end in range(int(WARM_SECONDS) + 1, int(PAIR_SECONDS)):
-        served = [people.service(who, WARM_SECONDS, end) for who in PEOPLE[:2]]
-        apart.append(abs(served[0] - served[1]) / cost)
-    found.apart[arm].append(max(apart))
-    a, b = (people.service(who, WARM_SECONDS, PAIR_SECONDS) for who in PEOPLE[:2])
-    found.even[arm].append((a + b) ** 2 / (2 * (a * a + b * b)))
-
-
-def _answered(people: Crowd) -> None:
-    """A figure of answers that failed would be none."""
-    if failed := [one for one in people.asked if one.status != 200]:
-        raise RuntimeError(f"{len(failed)} of {len(people.asked)} requests were not answered, e.g. {failed[0].status}")
-
-
 # simulated ------------------------------------------------------------------------------------------------------------
-ROUNDS = 4  # as long as so many rounds, for a p99 of enough people
+def simulated(workload: Workload, calibrated: Calibrated, at: Setting) -> Played:
+    played = Played(workload.name, at)
+    for arm in workload.arms if workload.virtual else ():
+        seats = at.seats - Capacity(at.seats).kept if arm == ON_W else at.seats
+        line = ModelLine(Model(), "gw_one", longest=1024, longest_wait_seconds=1e6)
+        world = World(line, Capacity(seats), arm not in (FAIR, ALONE), calibrated.engine)
+        played.by[arm] = [asyncio.run(virtual(VirtualCrowd(world, calibrated.longer), workload, arm, at))]
+    return played
 
 
-def simulate(calibrated: Calibrated, seats: int, arm: str) -> World:
-    line = ModelLine(Model(), "gw_one", longest=1024, longest_wait_seconds=1e6)
-    world = World(line, Capacity(seats), arm == FIRST_COME, calibrated.engine)
-    longer = calibrated.longer
-    world.closed("heavy", PARALLEL, lambda: Job("heavy", round(PROMPT * longer), OUTPUT))
-    for who in LIGHT:
-        chance = random.Random(who)
-        at = 0.0
-        while (at := at + 1000 * chance.expovariate(a_second(calibrated.rate))) < ROUNDS * SECONDS * 1000:
-            world.at(at, Job(who, round(chance.randint(*LIGHT_PROMPT) * longer), chance.randint(*LIGHT_OUTPUT)))
-    return asyncio.run(world.run(ROUNDS * SECONDS * 1000))
-
-
-def light_waits(world: World) -> Sequence[float]:
-    """Of those who came early enough to be answered before the end."""
-    return world.waits(*LIGHT, after=1000 * WARM_SECONDS, before=world.now - 20_000)
-
-
-def written(world: World) -> float:
-    """Tokens of answers a second."""
-    return sum(one.tokens for one in world.ran) / (world.now / 1000)
+async def virtual(people: VirtualCrowd, workload: Workload, arm: str, at: Setting) -> VirtualCrowd:
+    await workload.played_in(arm)(people, at)
+    await people.run(at.seconds)
+    return people

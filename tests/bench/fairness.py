@@ -1,13 +1,13 @@
 """`bench fairness`: what was found, as tables and a picture; with `--write` they become part of the docs.
 
-Knows no workload: those are in `simulate.py` and, for a real worker, in `fair_engine.py`.
+Knows no workload: those are in `simulate.py` and, for a real worker, in `workloads.py`.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.chart import svg
-from tests.bench.fair_engine import on_engine
+from tests.bench.fair_engine import Size, on_engine
 from tests.bench.simulate import END_MS, Report, simulate
 from tests.bench.stack import ROOT
 from tests.docs import blocks
@@ -25,8 +25,8 @@ def simulated(seeds: int, *, write: bool) -> list[str]:
     return lines
 
 
-def measured(upstream: str, seats: int, rounds: int, *, write: bool) -> list[str]:
-    lines = list(on_engine(upstream, seats, rounds))
+def measured(upstream: str, size: Size, *, write: bool) -> list[str]:
+    lines = list(on_engine(upstream, size))
     if write:
         blocks.put(PAGE, REAL_BLOCK, "\n".join(lines))
     return lines

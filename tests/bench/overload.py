@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from tests.bench.crowd import Asked, Crowd
+from tests.bench.crowd import Asked, Crowd, Shape
 from tests.bench.stack import Stack, stack
 
 SEATS, PACE_MS, TOKENS = 16, 50, 20
@@ -34,7 +34,7 @@ class Figure:
 
 def overload(rounds: int) -> Iterator[str]:
     limits = {"DESKMATE_MAX_WAIT_SECONDS": str(LONGEST_WAIT_SECONDS)}
-    with stack(seats=SEATS, more=limits, people=PEOPLE) as on:
+    with stack(seats=SEATS, more=limits, people=[1] * PEOPLE) as on:
         on.script(answer="word " * (TOKENS + 8), pace_ms=PACE_MS)
         figures = [asyncio.run(measured(on, load)) for _ in range(rounds) for load in LOADS]
     yield f"{CAPACITY:.0f} answers a second at most; {PEOPLE} people; a wait past {LONGEST_WAIT_SECONDS} s is refused."
@@ -54,13 +54,12 @@ def overload(rounds: int) -> Iterator[str]:
 
 
 async def measured(on: Stack, load: float) -> Figure:
-    people = {f"p{number}": {"authorization": f"Bearer {key}"} for number, key in enumerate(on.keys)}
+    people = {f"p{number}": [{"authorization": f"Bearer {key}"}] for number, key in enumerate(on.keys)}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(f"http://{on.gateway}", connector=connector) as http:
         crowd = Crowd(http, on.model, people)
         each = load * CAPACITY / PEOPLE
-        size = ((20, 20), (TOKENS, TOKENS))
-        await asyncio.gather(*(crowd.sometimes(person, each, *size, SECONDS) for person in people))
+        await asyncio.gather(*(crowd.sometimes(person, each, Shape.of(20, TOKENS), SECONDS) for person in people))
     return figure(load, crowd.asked)
 
 

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +108,20 @@ class Stack:
 
     upstream: str
     gateway: str
-    keys: list[str]  # each of another person
+    keys_of: list[list[str]]  # of each person
     model: str
     worker: Measured | None
     under_test: Measured
     redis: Measured
-    redis_url: str
-    redis_password: str
+    redis_server: RedisServer
     loader: subprocess.Popen[bytes]
     new_gateway: Callable[[], Measured]
+    command: Callable[..., str]  # `python -m gateway …` beside it: what that prints
+
+    @property
+    def keys(self) -> list[str]:
+        """One of each person."""
+        return [keys[0] for keys in self.keys_of]
 
     @property
     def key(self) -> str:
@@ -164,11 +170,15 @@ def real_worker(model: Path, seats: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def stack(
-    upstream: str | None = None, *, seats: int = SEATS, people: int = 1, more: Mapping[str, str] | None = None
+    upstream: str | None = None,
+    *,
+    seats: int = SEATS,
+    people: Sequence[int] = (1,),
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
     """Everything, started; `upstream`: the address of a worker that runs already, else a scripted one is started.
 
-    `more`: further settings of the gateway."""
+    `people`: how many keys each has; they are called bench0, bench1 and so on. `more`: more settings of the gateway."""
     # A real worker uses every core, and so does what is measured beside it.
     ours, others = (upstream is None and cores()) or (None, None)
     folder = Path(tempfile.mkdtemp(prefix="dm"))
@@ -200,8 +210,17 @@ def stack(
             until_ready(gateway, "/readyz", process)
             return Measured(process)
 
+        def command(*arguments: str) -> str:
+            whole = [sys.executable, "-m", "gateway", *arguments]
+            return subprocess.run(whole, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+
+        def keys_of(person: int, count: int) -> list[str]:
+            create = ("key", "create", "--user", f"bench{person}", "--json")
+            return [json.loads(command(*create))["key"] for _ in range(count)]
+
         under_test = new_gateway()
-        keys = [_key(f"bench{number}", environment) for number in range(people)]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            keys = list(threads.map(keys_of, range(len(people)), people))
         loader = start(["tests.bench.load"], others, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         processes.append(loader)
         with urllib.request.urlopen(f"http://{upstream}/v1/models", timeout=10) as models:
@@ -214,24 +233,16 @@ def stack(
             worker,
             under_test,
             Measured(redis.process),
-            redis.url,
-            redis.password,
+            redis,
             loader,
             new_gateway,
+            command,
         )
     finally:
         for process in reversed(processes):
             end(process)
         redis.close()
         shutil.rmtree(folder)
-
-
-def _key(person: str, environment: Mapping[str, str]) -> str:
-    made = subprocess.run(
-        [sys.executable, "-m", "gateway", "key", "create", "--user", person, "--json"],
-        cwd=ROOT, env=environment, check=True, capture_output=True,
-    )  # fmt: skip
-    return str(json.loads(made.stdout)["key"])
 
 
 def _settings(folder: Path, redis: RedisServer, upstream: str, seats: int) -> dict[str, str]:

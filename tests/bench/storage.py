@@ -41,7 +41,7 @@ async def _measure(on: Stack, rounds: int) -> list[str]:
     headers = {"authorization": f"Bearer {on.key}"}
     async with aiohttp.ClientSession(f"http://{on.gateway}", headers=headers) as http:
         owner = await _owner(on, http)
-        redis = RedisClient(on.redis_url, on.redis_password)
+        redis = RedisClient(on.redis_server.url, on.redis_server.password)
         try:
             await _fill(RedisConversations(redis, retention_days=30, log_ttl_seconds=3600), owner)
         finally:
@@ -62,7 +62,7 @@ async def _owner(on: Stack, http: aiohttp.ClientSession) -> str:
     """The id of the person whose key we have: the one with a conversation."""
     async with http.post("/v1/conversations", json={}) as made:
         made.raise_for_status()
-    redis = RedisClient(on.redis_url, on.redis_password)
+    redis = RedisClient(on.redis_server.url, on.redis_server.password)
     try:
         async for names in redis.scan("dm:convs:*"):
             if names:

@@ -18,7 +18,7 @@ import aiohttp
 
 from gateway.machine import raise_file_limit
 from gateway.sse import HEARTBEAT
-from tests.bench.crowd import Crowd
+from tests.bench.crowd import Crowd, Shape
 from tests.bench.stack import Measured, Stack, stack
 
 CHATS = 20  # people who chat beside them
@@ -123,10 +123,10 @@ def follower(on: Stack) -> bytes:
 
 async def chats(on: Stack, seconds: float) -> Crowd:
     """People who chat, one answer after the other."""
-    people = {f"p{number}": {"authorization": f"Bearer {key}"} for number, key in enumerate(on.keys[1:])}
+    people = {f"p{number}": [{"authorization": f"Bearer {key}"}] for number, key in enumerate(on.keys[1:])}
     async with aiohttp.ClientSession(f"http://{on.gateway}", connector=aiohttp.TCPConnector(limit=0)) as http:
         crowd = Crowd(http, on.model, people)
-        await asyncio.gather(*(crowd.always(person, 1, 20, CHAT_TOKENS, seconds) for person in people))
+        await asyncio.gather(*(crowd.always(person, 1, Shape.of(20, CHAT_TOKENS), seconds) for person in people))
     return crowd
 
 
@@ -282,7 +282,7 @@ def many_streams(count: int) -> Iterator[str]:
     long = count >= 1000
     yield "| what | measured | goal |"
     yield "|---|---|---|"
-    with stack(seats=SEATS, people=CHATS + 1) as on:
+    with stack(seats=SEATS, people=[1] * (CHATS + 1)) as on:
         following = idle(on, "followers of one answer", follower(on), count, 12 if long else 2, beside=True)
         yield from asyncio.run(lines(following))
         on.restart()

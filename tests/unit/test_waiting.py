@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.admission import Waiting
-from gateway.turn import is_news
+from gateway.waited import comment_of, is_news
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,15 @@ from gateway.turn import is_news
 )
 def test_a_wait_is_told_anew_when_the_place_or_the_estimate_is_another(told, now, seconds, news):
     assert is_news(now, told, seconds) is news
+
+
+@pytest.mark.parametrize(
+    ("waiting", "comment"),
+    [
+        (Waiting(3, 8.04), b": queued, place 3, about 8.0 s\n\n"),
+        (Waiting(1, None), b": queued, place 1\n\n"),
+        (Waiting(0, 0.0), b": seated\n\n"),
+    ],
+)
+def test_a_wait_is_a_comment_in_a_stream_of_events(waiting, comment):
+    assert comment_of(waiting) == comment
