@@ -150,6 +150,9 @@ class Crowd:
         each = ((a, a.output / len(a.tokens) if a.output else 1.0) for a in mine if a.tokens)
         return prompts + 2 * sum(weight * sum(start <= at < end for at in a.tokens) for a, weight in each)
 
+    def refused(self) -> list[int]:
+        return [a.status for a in self.asked if a.status not in (0, 200)]
+
     def estimates(self) -> list[tuple[float, float]]:
         """What was told of a wait, and how long it was from then on."""
         return [(told, a.first - at) for a in self.asked if a.first for at, told in a.told]

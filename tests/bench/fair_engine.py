@@ -10,8 +10,7 @@ import json
 import statistics
 import sys
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -32,7 +31,6 @@ from tests.bench.workloads import (
     PEOPLE,
     WORKLOADS,
     Played,
-    Row,
     Setting,
     Workload,
 )
@@ -42,8 +40,6 @@ from tests.line_simulation import Engine, World
 LONG = 1024  # tokens of a prompt whose reading is timed
 CALIBRATE_SECONDS = 10.0
 QUIET_SECONDS = 20.0  # until the engine has nothing left to do
-COLUMNS = (DIRECT, FIRST_COME, ON_W, FAIR, ALONE)
-VIRTUAL = (FIRST_COME, FAIR)  # that are shown beside them
 
 
 @dataclass(frozen=True)
@@ -99,57 +95,23 @@ def counted(on: Stack) -> tuple[float, float]:
     return charged, read + 2 * total("generation_tokens_total")
 
 
-def on_engine(upstream: str, size: Size) -> Iterator[str]:
+@dataclass(frozen=True)
+class Found:
+    """What was played, really and in virtual time (that may have fewer arms)."""
+
+    calibrated: Calibrated
+    at: Setting
+    pairs: Sequence[tuple[Workload, Played, Played]]
+
+
+def on_engine(upstream: str, size: Size) -> Found:
     keys = [KEYS_OF_THE_HEAVY, *(1 for _ in PEOPLE[1:])]
     with stack(upstream, seats=size.seats, people=keys, more={"DESKMATE_QUEUE_PER_PERSON": "1024"}) as on:
         calibrated = asyncio.run(calibrate(on, size.seats))
         at = Setting(size.seats, calibrated.rate, size.seconds, size.parallel)
-        yield from heading(calibrated, at, size)
-        yield ""
-        yield f"| workload | figure | goal | {' | '.join(COLUMNS)} | reached | simulated: {' | '.join(VIRTUAL)} |"
-        yield "|---" * (5 + len(COLUMNS) + len(VIRTUAL)) + "|"
         played = asyncio.run(measured(on, at, size))
-    off: dict[str, list[float]] = {arm: [] for arm in VIRTUAL}
-    for workload, real in zip(size.workloads(), played, strict=True):
-        virtual = {row.figure: row.of for row in workload.rows(simulated(workload, calibrated, at))}
-        for row in workload.rows(real):
-            beside = virtual.get(row.figure, {})
-            yield line_of(row, beside)
-            for arm in VIRTUAL:
-                if row.form != "+.2%" and beside.get(arm) and arm in row.of:
-                    off[arm].append(row.of[arm] / beside[arm] - 1)
-    yield ""
-    within = {arm: sum(abs(one) <= 0.2 for one in found) for arm, found in off.items()}
-    told = " and ".join(f"{within[arm]} of {len(found)} of {arm}" for arm, found in off.items())
-    yield from refusals(played)
-    yield f"Figures that simulation and run give alike, within 20 %: {told}."
-
-
-def heading(calibrated: Calibrated, at: Setting, size: Size) -> Iterator[str]:
-    engine, kept = calibrated.engine, Capacity(at.seats).kept
-    reading = 1000 * engine.prompt_tokens_a_ms
-    yield f"A real worker with {at.seats} seats, {kept} of them kept; with all of them taken {calibrated.rate:.0f} tokens/s."
-    yield f"A step takes {engine.overhead_ms:.1f} ms and {engine.token_ms:.2f} ms for each seat; prompts are read at"
-    yield f"{reading:.0f} tokens/s, {engine.step_tokens} of them in a step. {size.rounds} round(s) of {size.seconds:.0f} s,"
-    yield f"arms in turn; requests of {at.long} + {at.short} tokens, the heavy one of FS1 keeps {at.parallel} under way."
-
-
-def refusals(everything: Sequence[Played]) -> Iterator[str]:
-    """A figure of requests that were not answered says so."""
-    for played in everything:
-        for arm, people in played.by.items():
-            refused = Counter(one.status for guests in people for one in guests.asked if one.status not in (0, 200))
-            for status, count in refused.items():
-                what = "had no answer (the gateway was down)" if status == -1 else f"were refused with {status}"
-                yield f"{played.name}, {arm}: {count} requests {what}."
-
-
-def line_of(row: Row, virtual: Mapping[str, float]) -> str:
-    cells = [f"{row.of[arm]:{row.form}}" if arm in row.of else "–" for arm in COLUMNS]
-    beside = [f"{virtual[arm]:{row.form}}" if arm in virtual else "–" for arm in VIRTUAL]
-    reached = {None: "–", True: "yes", False: "**no**"}[row.reached]
-    goal = row.goal[0] if row.goal else "–"
-    return f"| {' | '.join((row.workload, row.figure, goal, *cells, reached, *beside))} |"
+    virtual = [simulated(workload, calibrated, at) for workload in size.workloads()]
+    return Found(calibrated, at, list(zip(size.workloads(), played, virtual, strict=True)))
 
 
 # measured -------------------------------------------------------------------------------------------------------------

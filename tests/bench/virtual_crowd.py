@@ -53,6 +53,9 @@ class VirtualCrowd:
     def service(self, person: str, start: float, end: float) -> float:
         return self.world.service(person, 1000 * start, 1000 * end)
 
+    def refused(self) -> list[int]:
+        return [429 for one in self.world.ran if one.refused]
+
     def estimates(self) -> list[tuple[float, float]]:
         return [(told, (one.first - at) / 1000) for one, told, at in self.world.told if one.first]
 

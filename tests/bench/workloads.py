@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from tests.bench.chart import Chart, Points
 from tests.bench.crowd import Shape
+from tests.line_model import AHEAD
 from tests.line_simulation import percentile
 
 DIRECT, FIRST_COME, ON_W, FAIR, ALONE = "direct", "first-come", "first-come on W", "FQ1", "alone"
@@ -52,6 +54,9 @@ class People(Protocol):
     def service(self, person: str, start: float, end: float) -> float: ...
 
     def estimates(self) -> list[tuple[float, float]]: ...
+
+    def refused(self) -> list[int]:
+        """The status of each request that was not answered; −1: nobody was there."""
 
     def off(self) -> float:
         """Tokens that the line was charged and nobody was served, or the other way round; of a run that is over."""
@@ -112,6 +117,7 @@ class Row:
     of: Mapping[str, float]
     form: str = ".2f"
     goal: Goal | None = None
+    is_ratio: bool = False  # of figures that are told, too, or a difference
 
     @property
     def reached(self) -> bool | None:
@@ -133,7 +139,7 @@ class Played:
 
     def ratio(self, figure: str, of: Mapping[str, float], arm: str, form: str, goal: Goal | None = None) -> Row:
         """Of each arm's figure to that arm's."""
-        return Row(self.name, figure, {one: value / of[arm] for one, value in of.items()}, form, goal)
+        return Row(self.name, figure, {one: value / of[arm] for one, value in of.items()}, form, goal, is_ratio=True)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ def rows_of_waits(played: Played) -> Iterator[Row]:
     yield from waits.values()
     p99 = waits[0.99].of
     better = {arm: p99[FIRST_COME] / value for arm, value in p99.items()}
-    yield Row(played.name, "light p99, better than first-come by", better, ".1f", at_least(100))
+    yield Row(played.name, "light p99, better than first-come by", better, ".1f", at_least(100), is_ratio=True)
     yield played.ratio("light p99 ÷ alone", p99, ALONE, ".1f", at_most(3))
     every = {arm: people for arm, people in played.by.items() if arm != ALONE}
     busy = replace(played, by=every).row("served a second, of everybody", lambda p: throughput(p, start, end), ".0f")
@@ -209,14 +215,17 @@ def rows_of_two(played: Played, cost: Callable[[Setting], int]) -> Iterator[Row]
     start, end = EDGE * played.at.seconds, played.at.seconds
     request = cost(played.at)
     figure = f"service difference ÷ cost of a request ({request}), at most"
-    yield played.row(figure, lambda people: apart(people, start, end) / request, ".2f", at_most(1))
+    yield played.row(figure, lambda people: furthest(people, start, end) / request, ".2f", at_most(1))
     yield played.row("Jain", lambda people: jain(people, (A, B), start, end), ".4f", at_least(0.999))
 
 
 def apart(people: People, start: float, end: float) -> float:
-    """How far the difference of what two were served moved from where it was, at most."""
-    moments = [start + second for second in range(1, int(end - start) + 1)]
-    return max(abs(people.service(A, start, one) - people.service(B, start, one)) for one in moments)
+    """The difference of what two were served in a time."""
+    return abs(people.service(A, start, end) - people.service(B, start, end))
+
+
+def furthest(people: People, start: float, end: float) -> float:
+    return max(apart(people, start, start + second) for second in range(1, int(end - start) + 1))
 
 
 def jain(people: People, who: Sequence[str], start: float, end: float) -> float:
@@ -336,7 +345,7 @@ def rows_of_a_trick(played: Played) -> Iterator[Row]:
         sly = people.service(A, start, end)
         return sly / (sly + people.service(B, start, end)) - 0.5
 
-    yield played.row("more than half by", gain, "+.2%", at_most(0.01, "≤ 1 %"))
+    yield replace(played.row("more than half by", gain, "+.2%", at_most(0.01, "≤ 1 %")), is_ratio=True)
 
 
 async def four_alike(people: People, at: Setting) -> None:
@@ -380,3 +389,25 @@ WORKLOADS = (
     ),
     Workload("FS11 told waits", four_alike, rows_of_estimates, (FAIR,)),
 )
+
+
+# pictures -------------------------------------------------------------------------------------------------------------
+def pictures(played: Played) -> Iterator[Chart]:
+    """Of the first round of FS1 and FS2."""
+    first = {arm: people[0] for arm, people in played.by.items()}
+    if played.name == WORKLOADS[0].name:
+        waits = {arm: spread(people.waits(LIGHT, *played.at.inner)) for arm, people in first.items()}
+        yield Chart("FS1: what light people wait for the first token", "% of them", "s", waits, log=True)
+    if played.name == WORKLOADS[1].name:
+        start, last = int(EDGE * played.at.seconds), int(played.at.seconds)
+        lines: dict[str, Points] = {
+            arm: [(end, apart(people, start, end)) for end in range(start + 1, last)] for arm, people in first.items()
+        }
+        bound = 2 * (played.at.long + 2 * played.at.seats * played.at.short) + AHEAD
+        lines["bound"] = [(start + 1, bound), (last - 1, bound)]
+        yield Chart("FS2: how far two are apart who always want more", "seconds", "weighted tokens", lines)
+
+
+def spread(waits: Sequence[float]) -> Points:
+    ordered = sorted(waits)
+    return [(100 * (nth + 0.5) / len(ordered), wait) for nth, wait in enumerate(ordered)]
