@@ -91,6 +91,13 @@ SERVICE = Dashboard(
             maximum=1,
         ),
         Panel(
+            "What runs short · 资源紧张",
+            "From 1 on what can wait is refused, at 2 every new answer; what has begun runs to its end.",
+            [("max by (resource) (deskmate_overload_rung)", "{{resource}}")],
+            maximum=2,
+            steps=((None, GREEN), (1, YELLOW), (2, RED)),
+        ),
+        Panel(
             "Tokens from the cache · 缓存命中的输入",
             "Part of what was read that the engine still knew; long conversations live on it.",
             [("deskmate:cached_prompt_tokens:ratio5m", "cached · 命中")],
