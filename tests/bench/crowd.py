@@ -113,19 +113,22 @@ class Crowd:
         if answer.status == 200:
             asked.done = self.now
 
-    async def always(self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0) -> None:
-        """So many requests under way: one that ends is followed by the next. At the end all go home."""
+    async def always(
+        self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0, *, stay: bool = False
+    ) -> None:
+        """So many requests under way: one that ends is followed by the next. At the end all go home, or wait with `stay`
+        for their answers."""
         chance = random.Random(f"{self.seed} {person}")
 
         async def one() -> None:
-            while True:
+            while self.now < until:
                 asked = await self.ask(person, *_size(chance, shape), says=shape.says, flex=shape.flex)
                 if asked.status != 200:
                     await asyncio.sleep(REFUSED_SECONDS)
 
         await asyncio.sleep(start - self.now)
         with suppress(TimeoutError):
-            async with asyncio.timeout(until - self.now):
+            async with asyncio.timeout(None if stay else until - self.now):
                 await asyncio.gather(*(one() for _ in range(parallel)))
 
     async def sometimes(self, person: str, a_second: float, shape: Shape, until: float, start: float = 0.0) -> None:

@@ -19,7 +19,9 @@ class VirtualCrowd:
     seed: int = 1
     weights: dict[str, float] = field(default_factory=dict)
 
-    async def always(self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0) -> None:
+    async def always(
+        self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0, *, stay: bool = False
+    ) -> None:
         chance = random.Random(f"{self.seed} {person}")
         self.world.closed(person, parallel, lambda: self._job(chance, person, shape), start=1000 * start)
 

@@ -37,8 +37,9 @@ class People(Protocol):
     """What a workload asks of those who play it. Times in seconds since they began."""
 
     def always(
-        self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0
-    ) -> Coroutine[None, None, None]: ...
+        self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0, *, stay: bool = False
+    ) -> Coroutine[None, None, None]:
+        """`stay`: at the end they wait for the answers that they have begun."""
 
     def sometimes(
         self, person: str, a_second: float, shape: Shape, until: float, start: float = 0.0
@@ -201,9 +202,12 @@ def throughput(people: People, start: float, end: float) -> float:
 A, B = HEAVY, LIGHT[0]
 
 
-async def two_who_want_more(people: People, at: Setting, shapes: Sequence[Shape] = ()) -> None:
+async def two_who_want_more(people: People, at: Setting, shapes: Sequence[Shape] = (), *, stay: bool = False) -> None:
     a, b = shapes or (at.shape, at.shape)
-    await together(people.always(A, 2 * at.seats, a, at.seconds), people.always(B, 4 * at.seats, b, at.seconds))
+    await together(
+        people.always(A, 2 * at.seats, a, at.seconds, stay=stay),
+        people.always(B, 4 * at.seats, b, at.seconds, stay=stay),
+    )
 
 
 async def mirrored(people: People, at: Setting) -> None:
@@ -283,8 +287,8 @@ def rows_after_idle(played: Played) -> Iterator[Row]:
 
 async def batch(people: People, at: Setting) -> None:
     waits = replace(at.shape, flex=True)
-    desk = people.always(B, 2 * at.seats, at.shape, at.seconds, at.seconds / 10)
-    await together(people.always(A, 4 * at.seats, waits, at.seconds), desk)
+    desk = people.always(B, 2 * at.seats, at.shape, at.seconds)
+    await together(desk, people.always(A, 4 * at.seats, waits, at.seconds, at.seconds / 10))
 
 
 def rows_of_batch(played: Played) -> Iterator[Row]:
@@ -312,7 +316,7 @@ def rows_of_a_crowd(played: Played) -> Iterator[Row]:
 
 # FS9 to FS11 ----------------------------------------------------------------------------------------------------------
 async def crash(people: People, at: Setting) -> None:
-    await together(two_who_want_more(people, at), people.kill(at.seconds / 3))
+    await together(two_who_want_more(people, at, stay=True), people.kill(at.seconds / 3))
 
 
 def rows_of_a_crash(played: Played) -> Iterator[Row]:
