@@ -116,8 +116,8 @@ class Crowd:
     async def always(
         self, person: str, parallel: int, shape: Shape, until: float, start: float = 0.0, *, stay: bool = False
     ) -> None:
-        """So many requests under way: one that ends is followed by the next. At the end all go home, or wait with `stay`
-        for their answers."""
+        """So many requests under way: one that ends is followed by the next. At the end all go home; with `stay` they
+        wait for their answers."""
         chance = random.Random(f"{self.seed} {person}")
 
         async def one() -> None:
