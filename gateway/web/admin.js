@@ -76,7 +76,12 @@ export function createAdmin({ user, notes }) {
   }
 
   async function limitsOf(one) {
-    await editLimits(one.name, await api.userLimits(one.id), notes.guarded((wishes) => api.setUserLimits(one.id, wishes)));
+    const [limits, { weight }] = await Promise.all([api.userLimits(one.id), api.userWeight(one.id)]);
+    const save = async (wishes, wished) => {
+      await api.setUserLimits(one.id, wishes);
+      if (wished !== weight) await api.setUserWeight(one.id, wished);
+    };
+    await editLimits(one.name, limits, notes.guarded(save), weight);
   }
 
   async function limitsOfKey(key) {

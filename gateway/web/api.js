@@ -120,6 +120,8 @@ export const setUserEnabled = (id, enabled) =>
 export const signInLink = (id) => json("POST", path`/admin/users/${id}/link`, { body: {} });
 export const userLimits = (id) => json("GET", path`/admin/users/${id}/limits`);
 export const setUserLimits = (id, wishes) => json("POST", path`/admin/users/${id}/limits`, { body: wishes });
+export const userWeight = (id) => json("GET", path`/admin/users/${id}/weight`);
+export const setUserWeight = (id, weight) => json("POST", path`/admin/users/${id}/weight`, { body: { weight } });
 export const keyLimits = (id) => json("GET", path`/admin/keys/${id}/limits`);
 export const setKeyLimits = (id, wishes) => json("POST", path`/admin/keys/${id}/limits`, { body: wishes });
 export const keys = async () => (await json("GET", "/admin/keys")).data;

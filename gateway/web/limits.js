@@ -1,20 +1,23 @@
-// The limits of one person or key: what was used of them, and a form that changes them. Knows nothing of any list.
+// The limits of one person or key: what was used of them, and a form that changes them; of a person the weight, too.
+// Knows nothing of any list.
 import { h, openDialog } from "./dom.js";
 
 const CHOICES = ["default", "none", "number"];
+const WEIGHTS = { min: "0.1", max: "10", step: "0.1" };
 
-/** `limits`: by kind `{limit, used}`, and `own` where it can be changed; `save` takes what is wished, by kind. */
-export async function editLimits(name, limits, save) {
+/** `limits`: by kind `{limit, used}`, and `own` where it can be changed; `save` takes what is wished, by kind, and the weight. */
+export async function editLimits(name, limits, save, weight) {
   const rows = Object.entries(limits).map(([kind, one]) => row(kind, one));
+  const share = weight === undefined ? null : weightRow(weight);
   await openDialog(["limits_title", { name }], (close) => {
     const form = h("form", { class: "limits" },
-      h("p", { class: "fine", say: "limits_hint" }), ...rows.map(({ node }) => node),
+      h("p", { class: "fine", say: "limits_hint" }), ...rows.map(({ node }) => node), share?.node,
       h("div", { class: "dialog-actions" },
         h("button", { type: "button", class: "button", say: "cancel", on: { click: () => close() } }),
         h("button", { type: "submit", class: "button primary", say: "save" })));
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
-      await save(Object.fromEntries(rows.filter(({ wish }) => wish).map(({ kind, wish }) => [kind, wish()])));
+      await save(Object.fromEntries(rows.filter(({ wish }) => wish).map(({ kind, wish }) => [kind, wish()])), share?.wish());
       close();
     });
     return [form];
@@ -33,4 +36,11 @@ function row(kind, { limit, used, own }) {
   show();
   const wish = () => (choice.value === "number" ? Number(number.value) : choice.value);
   return { kind, wish, node: h("div", { class: "limit" }, head, h("div", {}, choice, number)) };
+}
+
+function weightRow(weight) {
+  const number = h("input", { type: "number", ...WEIGHTS, required: true, label: "weight" });
+  number.value = weight;
+  const head = h("p", {}, h("b", { say: "weight" }), h("span", { class: "fine", say: "weight_hint" }));
+  return { wish: () => Number(number.value), node: h("div", { class: "limit" }, head, h("div", {}, number)) };
 }

@@ -125,6 +125,7 @@ class MockGateway:
         self.delegates: dict[str, list[Json]] = defaultdict(list)
         self.passwords: dict[str, str] = {}
         self.api_keys: dict[str, Json] = {}
+        self.weights: dict[str, float] = defaultdict(lambda: 1.0)  # of a person
         self.limits: dict[str, Json] = defaultdict(dict)  # of a person or key: what was wished
         self.links: dict[str, str] = {}
         self.sessions: dict[str, str] = {}
@@ -251,6 +252,7 @@ class MockGateway:
             ("GET", "/admin/users", self._users), ("POST", "/admin/users", self._add_user),
             ("GET", "/admin/users/{id}/speaks_for", self._delegates),
             ("GET", "/admin/users/{id}/limits", self._limits), ("POST", "/admin/users/{id}/limits", self._limits),
+            ("GET", "/admin/users/{id}/weight", self._weight), ("POST", "/admin/users/{id}/weight", self._weight),
             ("GET", "/admin/keys/{id}/limits", self._limits), ("POST", "/admin/keys/{id}/limits", self._limits),
             ("POST", "/admin/users/{id}/{verb}", self._user_verb),
             ("GET", "/admin/keys", self._keys), ("POST", "/admin/keys", self._add_key),
@@ -362,6 +364,11 @@ class MockGateway:
         if request.path.startswith("/admin/keys/"):
             del answer["concurrency"]["own"]
         return web.json_response(answer)
+
+    async def _weight(self, request: web.Request) -> web.Response:
+        if request.method == "POST":
+            self.weights[request.match_info["id"]] = (await request.json())["weight"]
+        return web.json_response({"weight": self.weights[request.match_info["id"]]})
 
     async def _keys(self, request: web.Request) -> web.Response:
         return web.json_response({"data": list(self.api_keys.values())})

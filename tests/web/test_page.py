@@ -503,17 +503,23 @@ def test_an_administrator_sees_and_sets_limits_of_people_and_keys(visit, gateway
     page.goto(f"{gateway.address}/#/admin")
     page.locator("#people tr", has_text="Ada").get_by_role("button", name="Limits").click()
     rows = page.locator("dialog .limit")
-    expect(rows).to_have_text([re.compile(text) for text in ("1,234 used", "1,234 used", "1,234", "1,234 of 512 used")])
+    used = ("1,234 used", "1,234 used", "1,234", "1,234 of 512 used", "Weight in the line")
+    expect(rows).to_have_text([re.compile(text) for text in used])
     expect(rows.nth(0).locator("input")).to_be_hidden()
     rows.nth(0).locator("select").select_option("at most")
     page.get_by_role("button", name="Save").click()
-    expect(rows).to_have_count(4)  # a number is missing
+    expect(rows).to_have_count(5)  # a number is missing
     rows.nth(0).locator("input").fill("50000")
+    rows.nth(4).locator("input").fill("11")
+    page.get_by_role("button", name="Save").click()
+    expect(rows).to_have_count(5)  # more than anybody's
+    rows.nth(4).locator("input").fill("2.5")
     rows.nth(2).locator("select").select_option("no limit")
     page.get_by_role("button", name="Save").click()
     expect(rows).to_have_count(0)
     wished = {"tokens_per_day": 50000, "tokens_per_month": "default", "requests_per_minute": "none"}
     assert gateway.limits[gateway.users["Ada"]["id"]] == wished | {"concurrency": "default"}
+    assert gateway.weights[gateway.users["Ada"]["id"]] == 2.5
     page.fill("#key-person", "Ada")
     page.click("text=Create a key")
     page.click("dialog .primary")
