@@ -20,6 +20,7 @@ LIGHT_MS = 60_000  # so long seats are kept for people like the one that was see
 COMPARED_MS = 60_000  # so long a time is looked at, to see how evenly it went
 PASSED_MS = 2_000  # so long a request may be passed by smaller ones
 AHEAD = 4096  # of the clock: so far who takes a kept seat may be
+LONGEST_READ_MS = 60_000  # so long an engine may read prompts and serve nothing
 FLOOR = 0.1  # of the service, for flex while it waits
 DESK, FLEX = "inter", "flex"
 KINDS = (DESK, FLEX)
@@ -307,13 +308,14 @@ class Model:
         request.produced = max(request.produced, tokens)
 
     def _measure(self, at: Moment) -> None:
-        """The service of a second, about once a second, while somebody waits."""
-        since = at.now - self.rate_at
+        """The service of a second, about once a second, while somebody waits; longer while an engine only reads."""
+        since, served = at.now - self.rate_at, self.served - self.rate_served
         if since < 1000:
             return
-        rate = (self.served - self.rate_served) * 1000 / since
-        if since < 5000 and self._somebody_waits():
-            self.rate = moved(self.rate or None, rate)
+        if since < LONGEST_READ_MS and self._somebody_waits():
+            if not served:
+                return
+            self.rate = moved(self.rate or None, served * 1000 / since)
         self.rate_at, self.rate_served = at.now, self.served
 
     def _fed(self, request: Request) -> None:

@@ -20,12 +20,14 @@ for i = 9 + heard, #ARGV, 2 do
     keep(ARGV[i], request)
   end
 end
-local since = now - clock.rate_at
-if since >= 1000 then
-  local rate = (clock.served - clock.rate_served) * 1000 / since
-  if since < 5000 and somebody_waits() then
-    clock.rate = clock.rate == 0 and rate or clock.rate + NEWEST * (rate - clock.rate)
-  end
+local since, served = now - clock.rate_at, clock.served - clock.rate_served
+local waiting = since >= 1000 and since < LONGEST_READ_MS and somebody_waits()
+if waiting and served > 0 then
+  local rate = served * 1000 / since
+  clock.rate = clock.rate == 0 and rate or clock.rate + NEWEST * (rate - clock.rate)
+end
+-- An engine that reads long prompts serves nothing for a while: that time belongs to what comes after it.
+if since >= 1000 and not (waiting and served == 0) then
   clock.rate_at, clock.rate_served = now, clock.served
 end
 compare()

@@ -91,7 +91,7 @@ def counted(on: Stack) -> tuple[float, float]:
         lines = answer.read().decode().splitlines()
     total = lambda name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))  # noqa: E731
     read = total("prompt_tokens_total") - total("prefix_cache_hits_total")
-    charged = float(on.redis_server.admin("HGET", "dm:line:clock", "served") or 0)
+    charged = sum(float(one or 0) for one in on.redis_server.admin("HMGET", "dm:line:clock", "inter", "flex"))
     return charged, read + 2 * total("generation_tokens_total")
 
 

@@ -196,6 +196,21 @@ async def test_a_wait_longer_than_the_longest_is_refused_at_once_with_its_estima
     assert int(refused.value.headers["retry-after"]) > 60
 
 
+async def test_an_engine_that_reads_a_long_prompt_makes_no_estimate_grow(redis_client: RedisClient):
+    desk = await Desk(redis_client).register()
+    running, waiting = [await desk.join(f"p{n}", most=1000) for n in range(2)]
+    told = []
+    for second in range(1, 58):
+        desk.now += 1000
+        produced = 100 * min(second, 8)  # then it reads for 49 seconds, and writes nothing
+        await desk.line.step(ONE, 2.0, produced={running: produced}, now_ms=desk.now)
+        told.append((await desk.line.places(ONE, now_ms=desk.now))[waiting].eta_seconds)
+    assert told[8] == told[-1]
+    desk.now += 1000
+    await desk.line.step(ONE, 2.0, produced={running: 900}, now_ms=desk.now)
+    assert told[-1] < (await desk.line.places(ONE, now_ms=desk.now))[waiting].eta_seconds < 2 * told[-1]
+
+
 async def test_ones_own_line_is_bounded_by_the_longest_wait_too(redis_client: RedisClient):
     desk = await Desk(redis_client, longest_wait_seconds=60).register()
     running = await desk.join("ann", most=1000)

@@ -30,6 +30,7 @@ local PASSED_MS = 2000 -- so long a request that is too large for what is free m
 local PAID_SECONDS = 3600 -- so long a gateway that was only slow may bring back what it holds, without paying twice
 local COMPARED_MS = 60000 -- so long a time is looked at, to see how evenly it went
 local AHEAD = 4096 -- so much more than their share people may have had and still take a kept seat: a request or two
+local LONGEST_READ_MS = 60000 -- so long an engine may read prompts and serve nothing, before that time is left out
 local FLOOR = 0.1 -- of the service, for flex while it waits
 local CLOCK = {inter = 'v', flex = 'v_flex'} -- each class is a line of its own
 
