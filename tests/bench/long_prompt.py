@@ -13,7 +13,7 @@ import aiohttp
 from tests.bench.crowd import Asked, Crowd
 from tests.line_simulation import percentile
 
-STREAMS, TOKENS = 4, 600
+STREAMS, TOKENS = 4, 3000
 LONG = 4000  # tokens of the prompt
 SHORT = 40
 QUIET_SECONDS, BEFORE_SECONDS = 5.0, 3.0
