@@ -24,6 +24,7 @@ from tests.bench.workloads import (
     ALONE,
     DIRECT,
     FAIR,
+    FAST_MS,
     FIRST_COME,
     HEAVY,
     KEYS_OF_THE_HEAVY,
@@ -38,7 +39,7 @@ from tests.line_model import Model, ModelLine
 from tests.line_simulation import Engine, World
 
 LONG = 1024  # tokens of a prompt whose reading is timed
-CALIBRATE_SECONDS = 10.0
+CALIBRATE_SECONDS = 15.0
 QUIET_SECONDS = 20.0  # until the engine has nothing left to do
 
 
@@ -47,6 +48,7 @@ class Calibrated:
     engine: Engine
     rate: float  # tokens a second that it writes with all seats taken
     longer: float  # tokens of a prompt for each that was asked for: the template's, and words that are more than one
+    long: int  # tokens of a long prompt, for an engine of this speed
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def on_engine(upstream: str, size: Size) -> Found:
     keys = [KEYS_OF_THE_HEAVY, *(1 for _ in PEOPLE[1:])]
     with stack(upstream, seats=size.seats, people=keys, more={"DESKMATE_QUEUE_PER_PERSON": "1024"}) as on:
         calibrated = asyncio.run(calibrate(on, size.seats))
-        at = Setting(size.seats, calibrated.rate, size.seconds, size.parallel)
+        at = Setting(size.seats, calibrated.rate, size.seconds, size.parallel, calibrated.long)
         played = asyncio.run(measured(on, at, size))
     virtual = [simulated(workload, calibrated, at) for workload in size.workloads()]
     return Found(calibrated, at, list(zip(size.workloads(), played, virtual, strict=True)))
@@ -116,19 +118,20 @@ def on_engine(upstream: str, size: Size) -> Found:
 
 # measured -------------------------------------------------------------------------------------------------------------
 async def measured(on: Stack, at: Setting, size: Size) -> list[Played]:
-    everything = {workload: Played(workload.name, at) for workload in size.workloads()}
+    everything = {workload: Played(workload.name, workload.setting(at)) for workload in size.workloads()}
     for number in range(size.rounds):
         for workload, played in everything.items():
             if number and not workload.again:
                 continue
             for arm in workload.arms[:: 1 if number % 2 == 0 else -1]:
                 print(f"round {number + 1}: {workload.name}, {arm}", file=sys.stderr, flush=True)
-                played.by.setdefault(arm, []).append(await play(on, workload, arm, at, number))
+                played.by.setdefault(arm, []).append(await play(on, workload, arm, played.at, number))
     return list(everything.values())
 
 
 async def play(on: Stack, workload: Workload, arm: str, at: Setting, seed: int) -> Guests:
     await until_quiet(on)
+    on.redis_server.admin("DEL", "dm:line:light")  # for whom seats would be kept in an arm that knows one person only
     async with session(on, arm) as http:
         people = guests(http, on, arm, at.seats, seed)
         people.before = counted(on)
@@ -161,24 +164,25 @@ async def until_quiet(on: Stack) -> None:
 
 
 async def calibrate(on: Stack, seats: int) -> Calibrated:
-    prompt, output = 128, 64
     async with session(on, FIRST_COME) as http:
         people = guests(http, on, FIRST_COME, seats)
-        await people.ask(HEAVY, prompt, output)  # the first of all is slow
-        single = statistics.median([pace(await people.ask(HEAVY, prompt, output)) for _ in range(3)])
+        await people.ask(HEAVY, LONG, 64)  # the first of all is slow
+        single = statistics.median([pace(await people.ask(HEAVY, 128, 64)) for _ in range(3)])
         long = [await people.ask(HEAVY, LONG, 2) for _ in range(3)]
+        prompt = 256 if single <= FAST_MS else 128
+        output = prompt // 2
         people = guests(http, on, FIRST_COME, seats)
         await people.always(HEAVY, 2 * seats, Shape.of(prompt, output), CALIBRATE_SECONDS)
     reading = statistics.median(one.prompt / (1000 * ((one.first or 0) - one.came) - single) for one in long)
     whole = [one for one in people.asked if one.done]
     length = statistics.mean(one.prompt for one in whole)
-    start = CALIBRATE_SECONDS / 4
+    start = CALIBRATE_SECONDS / 3
     served = people.service(HEAVY, start, CALIBRATE_SECONDS) / (CALIBRATE_SECONDS - start)
     rate = served / (length + 2 * output) * output
     # Of a request's time with all seats taken, what is not the reading of prompts are steps.
     step = (seats * 1000 * output / rate - seats * length / reading) / output
     each = max(0.0, (step - single) / (seats - 1))
-    return Calibrated(Engine(single - each, each, reading, step_tokens(on)), rate, length / prompt)
+    return Calibrated(Engine(single - each, each, reading, step_tokens(on)), rate, length / prompt, prompt)
 
 
 def pace(asked: Asked) -> float:
@@ -193,7 +197,7 @@ def step_tokens(on: Stack) -> int:
 
 # simulated ------------------------------------------------------------------------------------------------------------
 def simulated(workload: Workload, calibrated: Calibrated, at: Setting) -> Played:
-    played = Played(workload.name, at)
+    played = Played(workload.name, at := workload.setting(at))
     for arm in workload.arms if workload.virtual else ():
         seats = at.seats - Capacity(at.seats).kept if arm == ON_W else at.seats
         line = ModelLine(Model(), "gw_one", longest=1024, longest_wait_seconds=1e6)

@@ -8,6 +8,7 @@ from tests.bench.crowd import Shape
 from tests.line_simulation import Job, World
 
 LOOK_SECONDS = 1.0  # between two looks at the waits that are told
+MORE = 1.5  # of the time, so that who came towards the end is answered
 
 
 @dataclass
@@ -47,7 +48,7 @@ class VirtualCrowd:
         while (looked := looked + LOOK_SECONDS) < seconds:
             await self.world.run(1000 * looked)
             await self.world.look()
-        await self.world.run(1000 * seconds)
+        await self.world.run(1000 * MORE * seconds)
 
     def waits(self, people: Collection[str], after: float, before: float = float("inf")) -> list[float]:
         return self.world.waits(*people, after=1000 * after, before=1000 * before)

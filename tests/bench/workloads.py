@@ -26,7 +26,7 @@ LIGHT = [f"light{number}" for number in range(10)]
 PEOPLE = [HEAVY, *LIGHT, *(f"other{number}" for number in range(14))]
 KEYS_OF_THE_HEAVY = 10
 LIGHT_SHARE = 0.15  # of the tokens that the engine can write
-FAST = 1000  # tokens a second from which on the lengths are those of the papers; below, half of them
+FAST_MS = 10.0  # between two tokens: up to then lengths are those of the papers, else half of them
 EDGE = 0.2  # of the time at each end of a run is cut
 
 Play = Callable[["People", "Setting"], Coroutine[None, None, object]]
@@ -65,16 +65,13 @@ class People(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """`rate`: tokens a second that the engine writes with all seats taken."""
+    """`rate`: tokens a second that the engine writes with all seats taken. `long`: tokens of a long prompt."""
 
     seats: int
     rate: float
     seconds: float
     parallel: int = 32  # requests of the heavy one
-
-    @property
-    def long(self) -> int:
-        return 256 if self.rate >= FAST else 128
+    long: int = 128
 
     @property
     def short(self) -> int:
@@ -83,6 +80,11 @@ class Setting:
     @property
     def shape(self) -> Shape:
         return Shape.of(self.long, self.short)
+
+    @property
+    def varied(self) -> Shape:
+        """A quarter more or less: equal ones begin and end together for ever, as nobody's do."""
+        return Shape(*((mean - mean // 4, mean + mean // 4) for mean in (self.long, self.short)))
 
     @property
     def light(self) -> Shape:
@@ -152,6 +154,10 @@ class Workload:
     again: bool = False  # in each round, not in the first only
     alone: Play | None = None  # how it is played in that arm
     virtual: bool = True
+    longer: float = 1.0  # than the others
+
+    def setting(self, at: Setting) -> Setting:
+        return replace(at, seconds=self.longer * at.seconds)
 
     def played_in(self, arm: str) -> Play:
         return self.alone if arm == ALONE and self.alone else self.play
@@ -168,7 +174,7 @@ async def light_people(people: People, at: Setting) -> None:
 
 
 async def beside_a_heavy_one(people: People, at: Setting) -> None:
-    await together(light_people(people, at), people.always(HEAVY, at.parallel, at.shape, at.seconds))
+    await together(light_people(people, at), people.always(HEAVY, at.parallel, at.varied, at.seconds))
 
 
 def rows_of_waits(played: Played) -> Iterator[Row]:
@@ -388,7 +394,7 @@ WORKLOADS = (
     Workload("FS8 25 people, Zipf, 110 %", a_crowd, rows_of_a_crowd),
     Workload("FS9 the gateway is killed", crash, rows_of_a_crash, (FAIR,), virtual=False),
     *(
-        Workload(f"FS10 {name}", partial(trick, shape=shape), rows_of_a_trick, (FAIR,), again=True)
+        Workload(f"FS10 {name}", partial(trick, shape=shape), rows_of_a_trick, (FAIR,), again=True, longer=2)
         for name, shape in TRICKS.items()
     ),
     Workload("FS11 told waits", four_alike, rows_of_estimates, (FAIR,)),

@@ -8,7 +8,9 @@ from tests.bench.workloads import ALONE, FAIR, FIRST_COME, WORKLOADS, Setting, p
 from tests.line_simulation import Engine
 
 AT = Setting(seats=10, rate=400.0, seconds=30.0)
-ENGINE = Calibrated(Engine(overhead_ms=15.0, token_ms=0.5, prompt_tokens_a_ms=5.0, step_tokens=256), AT.rate, 1.1)
+ENGINE = Calibrated(
+    Engine(overhead_ms=15.0, token_ms=0.5, prompt_tokens_a_ms=5.0, step_tokens=256), AT.rate, 1.1, AT.long
+)
 PROMISED = {
     "FS2": ("Jain", 0.999, 1.0),
     "FS3": ("Jain", 0.999, 1.0),
