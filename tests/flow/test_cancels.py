@@ -109,7 +109,7 @@ async def test_whoever_leaves_the_line_leaves_no_gap_in_it(
     async with AsyncExitStack() as stack:
         crowd = [await stack.enter_async_context(_as(ready, f"{person} crowd {n}")) for n in range(AT_ONCE)]
         http = await stack.enter_async_context(_as(ready, person))
-        holding = [asyncio.create_task(one.post("/v1/responses", json=RESPONSE)) for one in crowd]
+        holding = [asyncio.create_task(one.post("/v1/responses", json=RESPONSE, timeout=None)) for one in crowd]
         await scripted.until(lambda worker: len(worker.generations) == AT_ONCE)
         line = asyncio.Semaphore(1)  # one after the other, so that each is the first in line
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench.chart import Chart, svg
-from tests.bench.fairness import BLOCK, PAGE, PICTURE
+from tests.bench.fairness import BLOCK, PAGE, PICTURE, REAL_BLOCK, REAL_PICTURE
 from tests.docs import blocks
 
 
@@ -23,7 +23,8 @@ def test_a_picture_has_a_line_for_each_name_inside_its_frame(log):
     assert {"— one <1>", "— other"} <= {node.text for node in picture.iter()}
 
 
-def test_the_docs_show_every_workload_and_its_picture():
-    table = blocks.read(PAGE, BLOCK)
+@pytest.mark.parametrize(("block", "picture"), [(BLOCK, PICTURE), (REAL_BLOCK, REAL_PICTURE)])
+def test_the_docs_show_every_workload_and_its_picture(block, picture):
+    table = blocks.read(PAGE, block)
     assert [number for number in range(1, 12) if f"| FS{number} " not in table] == []
-    assert f"({PICTURE.name})" in PAGE.read_text() and ElementTree.parse(PICTURE).getroot().tag.endswith("svg")
+    assert f"({picture.name})" in PAGE.read_text() and ElementTree.parse(picture).getroot().tag.endswith("svg")
