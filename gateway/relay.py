@@ -26,6 +26,8 @@ from gateway.refused import broke_off, reason_of, refused
 from gateway.sse import DONE, HEARTBEAT, HEARTBEAT_SECONDS, unless_left
 from gateway.waited import comment_of, headers_of, is_news
 
+FIRST_TOKENS = 1000.0  # so much it weighs, at first, that a prompt is as long as it looks
+KEPT = 0.95  # of all that was seen before, with each further prompt
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
 RELEASE_SECONDS = 5.0
 HEADERS = (
@@ -116,7 +118,25 @@ class Order:
     request_id: str
     streamed: bool
     keeps_usage: bool
+    rough_tokens: int = 0  # of the prompt, by its length alone
     headers: Mapping[str, str] = field(default_factory=dict)  # of our answer
+
+
+class Density:
+    """Tokens of a prompt for each that its length lets expect, as the engine counted lately.
+
+    It counts at the end of an answer: by this pays who leaves before that. Long prompts weigh more than short ones.
+    """
+
+    def __init__(self) -> None:
+        self._rough = self._counted = FIRST_TOKENS
+
+    def tokens(self, rough: int) -> int:
+        return max(1, round(rough * self._counted / self._rough))
+
+    def learn(self, rough: int, counted: int) -> None:
+        self._rough = KEPT * self._rough + rough
+        self._counted = KEPT * self._counted + counted
 
 
 @dataclass(slots=True)
@@ -128,6 +148,7 @@ class Served:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    counted: bool = False  # by the engine: what came before are guesses
     outcome: str = "failed"  # completed, refused (by the engine), failed, left (by the client)
     place: int = 0  # in line, when it came
     queue_seconds: float = 0.0
@@ -142,6 +163,7 @@ class Served:
             return
         if usage is not None:
             details = usage.prompt_tokens_details
+            self.counted = True
             self.prompt_tokens = usage.prompt_tokens or usage.input_tokens
             self.completion_tokens = usage.completion_tokens or usage.output_tokens
             self.cached_tokens = (details.cached_tokens if details else usage.cache_read_input_tokens) or 0
@@ -157,6 +179,7 @@ class Relay:
     engine: Engine
     admission: Admission
     on_served: OnServed
+    density: Density = field(default_factory=Density)
 
     async def begin(self, order: Order) -> "RelayResponse":
         """Take a place in line, at once. Raises Busy."""
@@ -196,6 +219,8 @@ class RelayResponse:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASE_SECONDS):
                 await self._place.release(max(0, served.completion_tokens), served.prompt_tokens - served.cached_tokens)
+            if served.counted and self._order.rough_tokens:
+                self._relay.density.learn(self._order.rough_tokens, served.prompt_tokens)
             served.seconds = time.monotonic() - self._began
             self._relay.on_served(self._order.principal, served)
 

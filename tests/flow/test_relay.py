@@ -252,6 +252,20 @@ async def test_a_client_that_leaves_a_stream_ends_the_engines_work(client, gatew
     assert gateway.queue.in_flight == 0
 
 
+async def test_who_leaves_before_the_end_pays_for_the_prompt_as_it_was_lately_counted(client, gateway, worker):
+    dense = [{"role": "user", "content": "1 2 3 4 5 6 7 8 9 " * 20}]
+    asked = 60
+    for _ in range(asked):
+        whole = await client.chat.completions.create(model="fake", messages=dense, max_tokens=1)
+    worker.script(pace_ms=5)
+    stream = await client.chat.completions.create(model="fake", messages=dense, stream=True)
+    await anext(stream)
+    await stream.close()
+    left = await gateway.until_served(asked + 1)
+    assert (left.outcome, left.counted) == ("left", False)
+    assert abs(left.prompt_tokens / whole.usage.prompt_tokens - 1) < 0.05
+
+
 @pytest.mark.parametrize("fields", [{"stream": False}, {"stream": True}])
 async def test_a_client_that_leaves_before_the_first_token_ends_it_too(http, gateway, worker, fields):
     worker.script(prefill_ms=60_000)
