@@ -28,6 +28,7 @@ from gateway.waited import comment_of, headers_of, is_news
 
 FIRST_TOKENS = 1000.0  # so much it weighs, at first, that a prompt is as long as it looks
 KEPT = 0.95  # of all that was seen before, with each further prompt
+DENSEST = 4.0  # times what a prompt looks like, or so much less: no single one says more
 PATIENCE_SECONDS = 1.0  # a stream that has not begun by then begins with comments
 RELEASE_SECONDS = 5.0
 HEADERS = (
@@ -136,7 +137,7 @@ class Density:
 
     def learn(self, rough: int, counted: int) -> None:
         self._rough = KEPT * self._rough + rough
-        self._counted = KEPT * self._counted + counted
+        self._counted = KEPT * self._counted + min(DENSEST * rough, max(rough / DENSEST, counted))
 
 
 @dataclass(slots=True)

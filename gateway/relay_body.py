@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.engine import ModelFacts
 from gateway.errors import BadRequest, NotFound, UnsupportedParameter
-from gateway.prompt import IMAGE_NOTE, harmless, harmless_json, neutralise
+from gateway.prompt import IMAGE_NOTE, PICTURE_TOKENS, harmless, harmless_json, neutralise
 
 Json = dict[str, Any]
 
@@ -218,9 +218,11 @@ def _finish(made: RelayBody, model: ModelFacts, read: Sequence[str]) -> RelayBod
 
 
 def _bytes(value: Any) -> int:
-    """UTF-8 bytes of all strings inside."""
+    """UTF-8 bytes of all strings inside; a picture counts as what it is read as, not as what it is sent as."""
     if isinstance(value, str):
         return len(value.encode())
+    if isinstance(value, dict) and value.get("type") in ("image_url", "image"):
+        return PICTURE_TOKENS * BYTES_PER_TOKEN
     if isinstance(value, dict):
         return sum(len(key) + _bytes(item) for key, item in value.items())
     return sum(map(_bytes, value)) if isinstance(value, list) else 0

@@ -7,7 +7,7 @@ import pytest
 from gateway import relay_body
 from gateway.engine import Defaults, ModelFacts
 from gateway.errors import BadRequest, NotFound, Refusal, UnsupportedParameter
-from gateway.prompt import IMAGE_NOTE
+from gateway.prompt import IMAGE_NOTE, PICTURE_TOKENS
 
 MODEL = ModelFacts(
     "m", 8192, 16, Defaults(1024, 0.2, 0.9, 1.1), added_tokens=("<|im_start|>", "<|im_end|>"), tool_parser="hermes"
@@ -169,6 +169,17 @@ def test_images_come_inline_and_only_to_a_model_that_sees():
     block = {"type": "image", "source": {"type": "url", "url": "http://169.254.169.254/"}}
     with pytest.raises(UnsupportedParameter):
         messages(seeing, messages=[{"role": "user", "content": [block]}])
+
+
+def test_a_picture_is_as_long_as_it_is_read_not_as_it_is_sent():
+    seeing = ModelFacts("m", 8192, 16, vision=True)
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 400_000}}
+    for made in (
+        chat(seeing, messages=[{"role": "user", "content": [url]}]),
+        messages(seeing, messages=[{"role": "user", "content": [block]}]),
+    ):
+        assert PICTURE_TOKENS <= made.prompt_tokens < 2 * PICTURE_TOKENS
 
 
 def test_a_model_that_reads_text_only_is_told_of_an_image_and_the_caller_that_it_was_left_out():
