@@ -14,6 +14,7 @@ from typing import Protocol
 from gateway.admission import Ticket, Waiting
 from gateway.admission.line import Capacity, How
 from gateway.errors import Busy
+from gateway.quotas import Balance
 
 STEP_MS = 250
 LEASE_SECONDS = 2.0
@@ -25,7 +26,7 @@ class SharedLine(Protocol):
 
     async def join(
         self, capacity: Capacity, id: str, ticket: Ticket, how: How = How.NEW, *, now_ms: int = 0
-    ) -> Collection[str]: ...
+    ) -> tuple[Collection[str], Balance]: ...
 
     async def leave(
         self, capacity: Capacity, left: Mapping[str, tuple[int, int | None]], *, now_ms: int = 0
@@ -169,7 +170,8 @@ class World:
             ran.read, ran.tokens = 0, 0
             ticket = Ticket(ran.job.person, ran.job.prompt, ran.job.output, how == How.PROMISED, ran.job.flex)
             self.waiting[f"{id}-again"] = ran
-            self._seat(await heir.join(self.capacity, f"{id}-again", ticket, how, now_ms=int(self.now) + 1))
+            seats, _ = await heir.join(self.capacity, f"{id}-again", ticket, how, now_ms=int(self.now) + 1)
+            self._seat(seats)
 
     async def _engine_step(self) -> None:
         """One step of the engine: new prompts are read, every other seat writes a token."""

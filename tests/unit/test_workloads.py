@@ -4,6 +4,7 @@ import pytest
 
 from tests.bench.chart import svg
 from tests.bench.fair_engine import Calibrated, simulated
+from tests.bench.simulate import batch, crash, estimates
 from tests.bench.workloads import ALONE, FAIR, FIRST_COME, WORKLOADS, Setting, pictures
 from tests.line_simulation import Engine
 
@@ -46,6 +47,11 @@ def test_what_is_promised_is_what_is_played(played, name):
 def test_light_people_wait_much_less_than_in_one_line(played):
     waits = next(row for row in rows_of(played, "FS1") if row.figure == "light TTFT p95 s").of
     assert waits[ALONE] < waits[FAIR] < waits[FIRST_COME] / 10
+
+
+@pytest.mark.parametrize("case", [batch, crash, estimates])
+def test_the_long_simulations_reach_their_goals(case):
+    assert all(row.reached in (True, None) for row in case([1]))
 
 
 def test_the_pictures_have_a_line_for_each_arm(played):
