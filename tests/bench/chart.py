@@ -57,7 +57,7 @@ def _chart(chart: Chart) -> Iterator[str]:
         yield f'<path d="M{LEFT} {y(mark):.1f}H{WIDTH - RIGHT}" stroke="{GREY}" stroke-opacity=".3"/>'
         yield _text(LEFT - 6, y(mark) + 4, f"{mark:g}", GREY, anchor="end")
     for at in (first, (first + last) / 2, last):
-        yield _text(x(at), HEIGHT - BOTTOM + 16, f"{at:g}", GREY, anchor="middle")
+        yield _text(x(at), HEIGHT - BOTTOM + 16, f"{at:.3g}", GREY, anchor="middle")
     yield _text(WIDTH - RIGHT, HEIGHT - 8, f"{chart.across} →", GREY, anchor="end")
     yield _text(WIDTH - RIGHT, 16, f"↑ {chart.up}", GREY, anchor="end")
     place = float(LEFT)
