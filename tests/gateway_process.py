@@ -102,7 +102,8 @@ class GatewayProcess:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
-            return error.code
+            with error:  # else its socket is left to the garbage collector
+                return error.code
 
     async def until_ready(self, within_seconds: float = 20.0) -> None:
         async with asyncio.timeout(within_seconds):

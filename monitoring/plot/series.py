@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -39,8 +40,12 @@ class Prometheus:
     def series(self, query: str, legend: str, span: Span) -> list[Series]:
         """Every curve of a query. Raises OSError when Prometheus does not answer, or refuses the query."""
         asked = {"query": query, "start": span.begin, "end": span.end, "step": span.step}
-        with urlopen(f"{self.url}/api/v1/query_range?{urlencode(asked)}", timeout=30) as response:
-            found: list[dict[str, Any]] = json.load(response)["data"]["result"]
+        try:
+            with urlopen(f"{self.url}/api/v1/query_range?{urlencode(asked)}", timeout=30) as response:
+                found: list[dict[str, Any]] = json.load(response)["data"]["result"]
+        except HTTPError as refusal:
+            refusal.close()  # else its socket is left to the garbage collector
+            raise
         every = [Series(named(legend, one["metric"]), points(one["values"])) for one in found]
         return sorted((one for one in every if one.points), key=lambda one: one.name)
 

@@ -30,7 +30,8 @@ def status(gateway: GatewayProcess, path: str, authorization: str | None = None,
         with urllib.request.urlopen(request, timeout=10) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:  # else its socket is left to the garbage collector
+            return error.code
 
 
 @pytest.mark.parametrize("path", PATHS)
