@@ -221,3 +221,8 @@ class World:
 def percentile(values: Iterable[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's index of fairness: 1 for equal shares, 1/n where one of n has everything."""
+    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))

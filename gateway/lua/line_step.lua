@@ -21,14 +21,14 @@ for i = 9 + heard, #ARGV, 2 do
   end
 end
 local since, served = now - clock.rate_at, clock.served - clock.rate_served
-local waiting = since >= 1000 and since < LONGEST_READ_MS and somebody_waits()
-if waiting and served > 0 then
-  local rate = served * 1000 / since
-  clock.rate = clock.rate == 0 and rate or clock.rate + NEWEST * (rate - clock.rate)
-end
--- An engine that reads long prompts serves nothing for a while: that time belongs to what comes after it.
-if since >= 1000 and not (waiting and served == 0) then
-  clock.rate_at, clock.rate_served = now, clock.served
+if since >= 1000 then
+  local waited = since < LONGEST_READ_MS and somebody_waits()
+  if waited and served > 0 then
+    local rate = served * 1000 / since
+    clock.rate = clock.rate == 0 and rate or clock.rate + NEWEST * (rate - clock.rate)
+  end
+  -- An engine that reads long prompts serves nothing for a while: that time belongs to what comes after it.
+  if served > 0 or not waited then clock.rate_at, clock.rate_served = now, clock.served end
 end
 compare()
 dispatch()

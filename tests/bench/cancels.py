@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from tests.bench.stack import Stack, stack
+from tests.bench.stack import Stack, stack, total
 from tests.line_simulation import percentile
 
 TRIES = 10  # of each phase and route, in each round
@@ -85,6 +85,4 @@ async def until_idle(http: aiohttp.ClientSession, on: Stack) -> None:
 
 async def running(http: aiohttp.ClientSession, on: Stack) -> float:
     async with http.get(f"http://{on.upstream}/metrics") as answer:
-        lines = (await answer.text()).splitlines()
-    names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+        return total(await answer.text(), "num_requests_running", "num_requests_waiting")

@@ -18,7 +18,7 @@ import aiohttp
 from gateway.admission.line import Capacity
 from tests.bench.cancels import running
 from tests.bench.crowd import Asked, Crowd, Headers, Shape
-from tests.bench.stack import Stack, stack
+from tests.bench.stack import Stack, stack, total
 from tests.bench.virtual_crowd import VirtualCrowd
 from tests.bench.workloads import (
     ALONE,
@@ -90,11 +90,10 @@ class Guests(Crowd):
 def counted(on: Stack) -> tuple[float, float]:
     """All that the line ever charged, and all that the engine ever did, in weighted tokens. The engine is idle."""
     with urllib.request.urlopen(f"http://{on.upstream}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    total = lambda name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))  # noqa: E731
-    read = total("prompt_tokens_total") - total("prefix_cache_hits_total")
+        metrics = answer.read().decode()
+    read = total(metrics, "prompt_tokens_total") - total(metrics, "prefix_cache_hits_total")
     charged = sum(float(one or 0) for one in on.redis_server.admin("HMGET", "dm:line:clock", "inter", "flex"))
-    return charged, read + 2 * total("generation_tokens_total")
+    return charged, read + 2 * total(metrics, "generation_tokens_total")
 
 
 @dataclass(frozen=True)

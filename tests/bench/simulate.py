@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gateway.admission.line import KEPT_PART, Capacity
 from tests.bench.chart import Chart, Points
 from tests.line_model import AHEAD, DESK, Model, ModelLine
-from tests.line_simulation import STEP_MS, Job, World, percentile
+from tests.line_simulation import STEP_MS, Job, World, jain, percentile
 
 SEATS, KEPT = 10, 2  # the gateway's own rule: one in five
 END_MS, WARM_MS = 360_000, 60_000
@@ -104,10 +104,6 @@ def poisson(
     at, rate = 0.0, 1 / (1000 / a_second - pause_ms)
     while (at := at + pause_ms + chance.expovariate(rate)) < END_MS:
         world.at(at, make())
-
-
-def jain(shares: Sequence[float]) -> float:
-    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
 
 
 def windows() -> Iterable[tuple[int, int]]:

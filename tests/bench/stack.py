@@ -149,6 +149,12 @@ class Stack:
         post(self.upstream, "/_fake/script", changes)
 
 
+def total(metrics: str, *names: str) -> float:
+    """The sum of what vLLM's metrics of these names say."""
+    begins = tuple(f"vllm:{name}{{" for name in names)
+    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(begins))
+
+
 @contextmanager
 def real_worker(model: Path, seats: int | None = None) -> Iterator[str]:
     """The address of a vLLM that serves this model directory, by our plan; about a minute later it is ready."""

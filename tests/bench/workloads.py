@@ -18,7 +18,7 @@ from typing import Protocol
 from tests.bench.chart import Chart, Points
 from tests.bench.crowd import Shape
 from tests.line_model import AHEAD
-from tests.line_simulation import percentile
+from tests.line_simulation import jain, percentile
 
 DIRECT, FIRST_COME, ON_W, FAIR, ALONE = "direct", "first-come", "first-come on W", "FQ1", "alone"
 HEAVY = "heavy"
@@ -226,7 +226,7 @@ def rows_of_two(played: Played, cost: Callable[[Setting], int]) -> Iterator[Row]
     request = cost(played.at)
     figure = f"service difference ÷ cost of a request ({request}), at most"
     yield played.row(figure, lambda people: furthest(people, start, end) / request, ".2f", at_most(1))
-    yield played.row("Jain", lambda people: jain(people, (A, B), start, end), ".4f", at_least(0.999))
+    yield played.row("Jain", lambda people: evenness(people, start, end), ".4f", at_least(0.999))
 
 
 def apart(people: People, start: float, end: float) -> float:
@@ -238,9 +238,8 @@ def furthest(people: People, start: float, end: float) -> float:
     return max(apart(people, start, start + second) for second in range(1, int(end - start) + 1))
 
 
-def jain(people: People, who: Sequence[str], start: float, end: float) -> float:
-    shares = [people.service(one, start, end) for one in who]
-    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
+def evenness(people: People, start: float, end: float) -> float:
+    return jain([people.service(who, start, end) for who in (A, B)])
 
 
 # FS4 to FS8 -----------------------------------------------------------------------------------------------------------
@@ -327,7 +326,7 @@ async def crash(people: People, at: Setting) -> None:
 
 def rows_of_a_crash(played: Played) -> Iterator[Row]:
     start, end = played.at.seconds / 2, played.at.seconds
-    yield played.row("Jain of the time after", lambda people: jain(people, (A, B), start, end), ".4f", at_least(0.999))
+    yield played.row("Jain of the time after", lambda people: evenness(people, start, end), ".4f", at_least(0.999))
     untold = 2 * played.at.rate * 0.25
     figure = "charged less what the engine did, tokens"
     goal = at_most(untold, f"≤ {untold:.0f} (0.25 s)")
